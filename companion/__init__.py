@@ -1,0 +1,10 @@
+"""The tested PyTorch package behind *The Measured Transformer*.
+
+Text flows downwards through its files: ``text``, ``toy``, ``batching``, ``attention``, ``positions``, ``layers``,
+``models``, ``records``, ``runs``, ``training``, ``prediction``, ``results``, ``plotting``. The public names below are
+loaded when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

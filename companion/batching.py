@@ -1,0 +1,182 @@
+"""Batching: token ids to padded batches of similar length, shared out over processes."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+
+class LabelledBatch(NamedTuple):
+    """A batch for a classifier.
+
+    Attributes:
+        input_ids: Token ids, ``(batch, length)``, padded with 0.
+        labels: 0.0 or 1.0, ``(batch,)``.
+    """
+
+    input_ids: Int[Tensor, "batch length"]
+    labels: Float[Tensor, "batch"]
+
+
+def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "batch length"]:
+    """Stack sequences of token ids, each padded at its end to the longest.
+
+    Args:
+        sequences: One or more sequences of token ids.
+        pad_id: The id to pad with.
+
+    Returns:
+        int64 ids, ``(batch, length)``.
+
+    Raises:
+        ValueError: If there are no sequences, or all of them are empty.
+
+    Example:
+        >>> pad_batch([[5, 6, 7], [8]]).tolist()
+        [[5, 6, 7], [8, 0, 0]]
+    """
+    length = max((len(sequence) for sequence in sequences), default=0)
+    if length == 0:
+        raise ValueError("pad_batch needs at least one token; got no sequences, or only empty ones")
+    return torch.tensor([[*sequence, *[pad_id] * (length - len(sequence))] for sequence in sequences])
+
+
+class LengthBucketSampler(Sampler[list[int]]):
+    """Group examples of similar length into batches under a budget of tokens, padding included.
+
+    Examples are sorted by length, in training with a jitter that mixes neighbours anew each epoch, and cut into
+    batches of at most ``max_tokens`` a process; training takes the batches in random order. Where
+    ``torch.distributed`` runs several processes, each batch is dealt out over all of them: every process gets the
+    same number of batches, of like lengths, and each example comes exactly once.
+
+    Args:
+        lengths: Number of tokens of each example.
+        max_tokens: The most tokens that a batch on one process may hold: its size times its longest length.
+        shuffle: New batches in a new order each epoch, for training; without it, order and batches are fixed.
+        seed: The seed of the shuffling; the batches depend on it and on the epoch alone.
+        rank: This process's number; ``None`` asks ``torch.distributed``.
+        world_size: The number of processes; ``None`` asks ``torch.distributed``.
+
+    Raises:
+        ValueError: If there is no example, one is empty, or one is longer than ``max_tokens``.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        max_tokens: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if not lengths or min(lengths) < 1:
+            raise ValueError("every example needs at least one token, and there must be one; got an empty one")
+        if max(lengths) > max_tokens:
+            raise ValueError(
+                f"max_tokens={max_tokens} is below the longest example, {max(lengths)} tokens; "
+                "truncate it or raise max_tokens"
+            )
+        self.lengths = torch.tensor(lengths)
+        self.max_tokens = max_tokens
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self._rank = rank
+        self._world_size = world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the shuffling of an epoch; the training loop calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this process's share of each batch, a list of example numbers."""
+        rank, world_size = self._process()
+        return (batch[rank::world_size] for batch in self._batches(world_size))
+
+    def __len__(self) -> int:
+        """Return the number of batches of the present epoch, the same on every process."""
+        return len(self._batches(self._process()[1]))
+
+    def _process(self) -> tuple[int, int]:
+        if self._rank is not None and self._world_size is not None:
+            return self._rank, self._world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def _batches(self, world_size: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed((self.epoch << 32) + self.seed)
+        sort_key = self.lengths.double()
+        if self.shuffle:
+            sort_key = sort_key * (1 + 0.1 * torch.rand(len(sort_key), generator=generator))
+        batches: list[list[int]] = []
+        longest = 0
+        for index in sort_key.argsort(stable=True).tolist():
+            longest = max(longest, int(self.lengths[index]))
+            room = world_size * (self.max_tokens // longest)
+            if not batches or len(batches[-1]) >= room:
+                batches.append([])
+                longest = int(self.lengths[index])
+            batches[-1].append(index)
+        _top_up_last(batches, world_size)
+        if self.shuffle:
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            batches = [batches[position] for position in order]
+        return batches
+
+
+def _top_up_last(batches: list[list[int]], least: int) -> None:
+    """Move examples into the last batch, from those that can spare one, until it holds ``least``."""
+    *others, last = batches
+    donors = [batch for batch in others if len(batch) > least]
+    while len(last) < least and donors:
+        last.append(donors[-1].pop())
+        if len(donors[-1]) == least:
+            donors.pop()
+    if len(last) < least:
+        raise ValueError(
+            f"{sum(map(len, batches))} examples in batches of {least} cannot be shared evenly by {least} processes; "
+            "raise max_tokens or take fewer processes"
+        )
+
+
+def labelled_batches(
+    sequences: Sequence[Sequence[int]],
+    labels: Sequence[int | None],
+    *,
+    max_tokens: int,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader[LabelledBatch]:
+    """Batch token ids and their labels for a classifier, with a `LengthBucketSampler`.
+
+    Args:
+        sequences: Token ids of each example.
+        labels: 0 or 1 for each example; that of an unlabelled one, ``None``, is refused.
+        max_tokens: As in `LengthBucketSampler`.
+        shuffle: As in `LengthBucketSampler`.
+        seed: As in `LengthBucketSampler`.
+
+    Returns:
+        An iterable of `LabelledBatch`.
+
+    Raises:
+        ValueError: If a label is missing, or the sampler refuses the lengths.
+    """
+    if len(sequences) != len(labels) or None in labels:
+        given = len(labels) - labels.count(None)
+        raise ValueError(f"got {given} labels for {len(sequences)} sequences; give 0 or 1 for each")
+    sampler = LengthBucketSampler([len(sequence) for sequence in sequences], max_tokens, shuffle=shuffle, seed=seed)
+    examples = list(zip(sequences, labels, strict=True))
+    return DataLoader(examples, batch_sampler=sampler, collate_fn=_collate_labelled)  # type: ignore[arg-type]
+
+
+def _collate_labelled(examples: list[tuple[Sequence[int], int]]) -> LabelledBatch:
+    sequences, labels = zip(*examples, strict=True)
+    return LabelledBatch(pad_batch(sequences), torch.tensor(labels, dtype=torch.float32))

@@ -1,0 +1,220 @@
+"""The command line: ``python -m companion train | evaluate | predict``."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch.utils.data import DataLoader
+
+from companion import toy
+from companion.batching import LabelledBatch, labelled_batches
+from companion.models import ClassifierConfig, TextClassifier
+from companion.prediction import Predictor, load_run
+from companion.runs import RunFolder
+from companion.text import Review, Vocabulary, WordTokenizer, hold_out, load_imdb
+from companion.training import TrainingConfig, classification_loss, evaluate, train
+
+Corpus = Literal["imdb", "toy"]
+
+EVALUATION_TOKENS = 16_384
+"""Tokens a batch where no gradients are kept."""
+
+TOY_SIZE, TOY_TEST_SIZE = 7_000, 1_000
+"""Reviews that the grammar writes for ``train toy``, no two alike, and how many of them are the test split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainClassifier:
+    """Train a classifier, choose its weights on the dev split and measure them once on the test split."""
+
+    output: Path
+    """The run folder to write."""
+    resume: bool = False
+    """Go on after the last whole epoch in the run folder."""
+    max_tokens: int = 8_192
+    """Tokens a batch, padding included."""
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIMDB(_TrainClassifier):
+    """Train on the real IMDB reviews; a tenth of the training split, films apart, is the dev split."""
+
+    def run(self) -> None:
+        """Train, measure, print."""
+        _train(self, "imdb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainToy(_TrainClassifier):
+    """Train on reviews written by a grammar; needs no download, takes less than a minute."""
+
+    model: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(max_length=64))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=8))
+
+    def run(self) -> None:
+        """Train, measure, print."""
+        _train(self, "toy")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a classifier."""
+
+    corpus: Annotated[
+        Annotated[TrainIMDB, tyro.conf.subcommand("imdb")] | Annotated[TrainToy, tyro.conf.subcommand("toy")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> None:
+        """Train on the chosen corpus."""
+        self.corpus.run()
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run on the test split of its corpus."""
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+
+    def run(self) -> None:
+        """Print loss and accuracy as JSON."""
+        print(json.dumps(_test(load_run(self.folder))))
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify texts: print a line with label and probability for each."""
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The texts; without any, each line of standard input is one."""
+
+    def run(self) -> None:
+        """Print one prediction a line."""
+        predictor = load_run(self.folder)
+        texts = self.texts or sys.stdin.read().splitlines()
+        if not texts:
+            raise ValueError("there is no text to classify; give one as an argument, or lines on standard input")
+        for label, probability in predictor.predict(texts):
+            print(f"{label} {probability:.2f}")
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The words of the command line; ``None`` takes those of the process.
+
+    Returns:
+        The exit code: 0, or 2 after bad input, which one or two lines on stderr name.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _parse(arguments).run()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> Train | Evaluate | Predict:
+    """Parse the command line; what tyro prints on bad input, a box of many lines, becomes one ValueError."""
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(Command, prog="python -m companion", args=arguments, description=__doc__)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        message, *_ = re.split(r"─{5,}.*\n?", re.sub(r"[│╭╮╰╯]|^.*╮$", "", stderr.getvalue(), flags=re.MULTILINE))
+        raise ValueError(f"{re.sub(r'Error parsing __[^:]*: ', '', message)}; see --help") from None
+
+
+def _train(command: _TrainClassifier, corpus: Corpus) -> None:
+    run = RunFolder(command.output)
+    if _is_main_process() and not command.resume:
+        run.check_free()
+    reviews, dev = hold_out(_training_reviews(corpus))
+    tokenize = WordTokenizer()
+    tokens = [tokenize(review.text)[: command.model.max_length] for review in reviews]
+    vocabulary = Vocabulary.build(tokens, max_size=command.model.vocab_size)
+    torch.manual_seed(command.training.seed)
+    model = TextClassifier(dataclasses.replace(command.model, vocab_size=len(vocabulary)))
+    data = {"corpus": corpus, "max_tokens": command.max_tokens}
+    predictor = Predictor(model, vocabulary, {"data": data})
+    batches = labelled_batches(
+        [vocabulary.encode(words) for words in tokens],
+        [review.label for review in reviews],
+        max_tokens=command.max_tokens,
+        seed=command.training.seed,
+    )
+    dev_batches = _evaluation_batches(predictor, dev)
+    _save_vocabulary(vocabulary, run)
+    record = train(
+        model,
+        batches,
+        command.training,
+        loss_fn=classification_loss,
+        eval_batches=dev_batches,
+        output=run.folder,
+        resume=command.resume,
+        data=data,
+    )
+    if record.test is None:
+        words = shlex.join(["python", "-m", "companion", *sys.argv[1:]])
+        record = dataclasses.replace(record, test=_test(predictor), command=words)
+    if _is_main_process():
+        record.save(run.record)
+        print(f"{run.folder}: dev {json.dumps(record.dev)}, test {json.dumps(record.test)}")
+
+
+def _test(predictor: Predictor) -> dict[str, float]:
+    reviews = _test_reviews(predictor.config["data"]["corpus"])
+    return evaluate(predictor.model, _evaluation_batches(predictor, reviews), loss_fn=classification_loss)
+
+
+def _training_reviews(corpus: Corpus) -> list[Review]:
+    return load_imdb("train") if corpus == "imdb" else toy.reviews(TOY_SIZE, seed=0)[:-TOY_TEST_SIZE]
+
+
+def _test_reviews(corpus: Corpus) -> list[Review]:
+    return load_imdb("test") if corpus == "imdb" else toy.reviews(TOY_SIZE, seed=0)[-TOY_TEST_SIZE:]
+
+
+def _evaluation_batches(predictor: Predictor, reviews: Sequence[Review]) -> DataLoader[LabelledBatch]:
+    ids = [predictor.encode(review.text) for review in reviews]
+    labels = [review.label for review in reviews]
+    return labelled_batches(ids, labels, max_tokens=EVALUATION_TOKENS, shuffle=False)
+
+
+def _save_vocabulary(vocabulary: Vocabulary, run: RunFolder) -> None:
+    if run.config.exists() and run.vocabulary.exists() and Vocabulary.load(run.vocabulary) != vocabulary:
+        raise ValueError(f"{run.folder} was started with another vocabulary; name another folder")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(run.vocabulary)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun

@@ -1,0 +1,108 @@
+"""Prediction: trained classifiers, put to use."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from companion.batching import LengthBucketSampler, pad_batch
+from companion.models import ClassifierConfig, TextClassifier
+from companion.records import read_json
+from companion.runs import RunFolder, load_weights
+from companion.text import Vocabulary, WordTokenizer
+from companion.training import default_device
+
+
+class Prediction(NamedTuple):
+    """What a classifier says of a text.
+
+    Attributes:
+        label: ``"positive"`` or ``"negative"``.
+        probability: The probability of that label, 0.5 to 1.
+    """
+
+    label: str
+    probability: float
+
+
+class Predictor:
+    """A trained classifier with its tokenizer and vocabulary; `load_run` makes it.
+
+    Attributes:
+        model: The classifier, in evaluation mode.
+        vocabulary: The vocabulary that it was trained with.
+        config: What ``config.json`` of its run holds.
+    """
+
+    def __init__(self, model: TextClassifier, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+        self._tokenize = WordTokenizer()
+        self._device = default_device()
+        self.model = model.to(self._device).eval()
+        self.vocabulary = vocabulary
+        self.config = config
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, cut to the model's ``max_length``."""
+        return self.vocabulary.encode(self._tokenize(text)[: self.model.config.max_length])
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: The texts; what is past the model's ``max_length`` tokens is not read.
+
+        Returns:
+            One prediction for each, in their order.
+
+        Raises:
+            ValueError: If a text holds no words.
+            TypeError: If ``texts`` is a single string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is a single string; give a list of texts")
+        ids = [self.encode(text) for text in texts]
+        for number, (text, encoded) in enumerate(zip(texts, ids, strict=True), start=1):
+            if not encoded:
+                raise ValueError(f"text {number} holds no words: {text[:40]!r}")
+        if not ids:
+            return []
+        probabilities = torch.empty(len(ids))
+        sampler = LengthBucketSampler([len(encoded) for encoded in ids], 16_384, shuffle=False, rank=0, world_size=1)
+        with torch.inference_mode():
+            for batch in sampler:
+                input_ids = pad_batch([ids[index] for index in batch]).to(self._device)
+                probabilities[batch] = self.model(input_ids).sigmoid().cpu()
+        return [Prediction("positive", p) if p > 0.5 else Prediction("negative", 1 - p) for p in probabilities.tolist()]
+
+
+def load_run(folder: str | os.PathLike[str]) -> Predictor:
+    """Load a trained classifier.
+
+    Args:
+        folder: A run folder, as `train` and ``python -m companion train`` write it.
+
+    Returns:
+        A `Predictor`.
+
+    Raises:
+        FileNotFoundError: If the folder, or a file in it, is missing.
+        ValueError: If a file is damaged or does not fit the others.
+    """
+    run = RunFolder(folder)
+    for path in (run.folder, run.config, run.weights, run.vocabulary):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; name the folder of a trained run")
+    entries = read_json(run.config)
+    try:
+        model = TextClassifier(ClassifierConfig(**entries["model"]))
+        model.load_state_dict(load_weights(run.weights))
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{run.config} and {run.weights} do not fit together ({reason})") from error
+    vocabulary = Vocabulary.load(run.vocabulary)
+    if len(vocabulary) != model.config.vocab_size:
+        raise ValueError(
+            f"{run.vocabulary} holds {len(vocabulary)} tokens; expected vocab_size={model.config.vocab_size}"
+        )
+    return Predictor(model, vocabulary, entries)

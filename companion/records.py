@@ -1,0 +1,126 @@
+"""Records: what a training run did, with what, on what, and how it ended."""
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from companion.files import atomic_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """A training run and its provenance, as it stands in ``record.json``.
+
+    Attributes:
+        command: What was run.
+        config: The entries of ``config.json``: ``"model"``, ``"training"`` and, where given, ``"data"``.
+        seed: The seed of the run.
+        commit: The package's git commit, ``-dirty`` where it had changes; ``None`` outside a checkout.
+        versions: Versions of Python and of the packages that matter.
+        hardware: Device, processor, threads and processes.
+        wall_seconds: Seconds spent in `companion.train`, evaluations included, over all resumptions.
+        tokens_per_second: Tokens trained on a second, padding not counted; ``None`` if the loss does not count them.
+        parameters: Number of trainable parameters.
+        history: One entry an epoch: ``epoch``, ``seconds``, and ``train`` and ``dev`` metrics.
+        dev: Metrics on the dev split with the weights that were kept; ``None`` without a dev split.
+        test: Metrics on the test split, measured once at the end; ``None`` until then.
+    """
+
+    command: str
+    config: dict[str, Any]
+    seed: int
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    wall_seconds: float
+    tokens_per_second: float | None
+    parameters: int
+    history: list[dict[str, Any]]
+    dev: dict[str, float] | None
+    test: dict[str, float] | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record as JSON, atomically."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a record.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a record.
+        """
+        entries = read_json(path)
+        expected = {field.name for field in fields(cls)}
+        if set(entries) != expected:
+            raise ValueError(f"{path} is not a training record: {sorted(set(entries) ^ expected)} do not match")
+        return cls(**entries)
+
+
+def write_json(path: str | os.PathLike[str], entries: dict[str, Any]) -> None:
+    """Write a dict as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file does not hold a JSON object.
+    """
+    try:
+        entries = json.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return entries
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that the package runs from, ``-dirty`` with changes; ``None`` outside one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    packages = ("measured-transformer", "torch", "torchtext", "accelerate", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def hardware(device: torch.device, num_processes: int) -> dict[str, Any]:
+    """Describe the machine: device, processor, cores, threads a process, processes."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": num_processes,
+    }
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
