@@ -1,0 +1,47 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+BUILT := _build/.doctrees/built
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test notebooks results lint clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+book: export TQDM_DISABLE := 1
+book: .venv/installed-book  ## Execute the chapters and build the site
+# Sphinx reports a warning only when it reads or writes the page: an unfinished build leaves nothing to build on.
+	@test -e $(BUILT) || rm -rf _build/.doctrees
+	@rm -f $(BUILT)
+	$(BIN)/jupyter-book build . -n -W --keep-going
+	@touch $(BUILT)
+	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+test: export TQDM_DISABLE := 1
+test: lint  ## Check everything: lint, unit tests, stored outputs of the chapters
+	$(BIN)/python -m pytest --nbval --nbval-current-env tests book
+
+notebooks: export TQDM_DISABLE := 1
+notebooks: .venv/installed-book,test  ## Execute the chapters again and store their outputs
+	$(BIN)/python book/_tools/execute.py book/*.ipynb
+
+results: .venv/installed-book  ## Train what the chapters draw from records (resumable)
+	$(BIN)/python -m companion train imdb --output runs/imdb --resume
+	cp runs/imdb/record.json companion/results/imdb.json
+
+lint: .venv/installed-book,test  ## Check style and types
+	$(BIN)/ruff check companion tests book
+	$(BIN)/ruff format --check companion tests book/_tools
+	$(BIN)/pyright
+
+clean:  ## Remove the site, the cache of executed chapters and the tools' caches
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+
+# Importing pyplot builds matplotlib's font cache, which would otherwise announce itself in a chapter's output.
+.venv/installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$*]"
+	$(BIN)/python -c "import matplotlib.pyplot"
+	touch $@
