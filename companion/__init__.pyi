@@ -26,6 +26,7 @@ from .results import load_result as load_result
 from .text import Review as Review
 from .text import Vocabulary as Vocabulary
 from .text import WordTokenizer as WordTokenizer
+from .text import hold_out as hold_out
 from .text import load_imdb as load_imdb
 from .training import LossOutput as LossOutput
 from .training import TrainingConfig as TrainingConfig

@@ -5,7 +5,7 @@ and combined with ``&``. A query that may attend nowhere gets zeros, never NaN.
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,20 +85,19 @@ def scaled_dot_product_attention(
         weights sums to 1, or to 0 where the query may attend nowhere.
 
     Raises:
-        TypeError: If ``mask`` is not bool.
-        ValueError: If widths or lengths do not fit together.
+        TypeError: If ``mask`` is not bool, or ``bias`` not floating.
+        ValueError: If a shape does not fit.
 
     Example:
         >>> query = key = torch.eye(2)[None]
         >>> scaled_dot_product_attention(query, key, torch.eye(2)[None], mask=causal_mask(2)).weights[0, 0]
         tensor([1., 0.])
     """
-    _check_attention_inputs(query, key, value)
+    _check_attention_inputs(query, key, value, mask, bias)
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.to(scores.dtype)
     if mask is not None:
-        _check_mask(mask, scores.shape)
         scores = scores.masked_fill(~mask, -math.inf)
     nowhere = scores.isneginf().all(dim=-1, keepdim=True)
     weights = scores.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
@@ -169,7 +168,7 @@ class MultiHeadAttention(nn.Module):
             ``need_weights``, else ``None``.
 
         Raises:
-            TypeError: If ``mask`` is not bool.
+            TypeError: If ``mask`` is not bool, or ``bias`` not floating.
             ValueError: If a shape does not fit, or ``value`` is given without ``key``.
         """
         q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
@@ -197,7 +196,7 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, n, d) -> (b, h, n, d / h)
 
     @classmethod
-    def from_torch(cls, module: nn.MultiheadAttention) -> Self:
+    def from_torch(cls, module: nn.MultiheadAttention) -> "MultiHeadAttention":
         """Take over the weights and settings of a ``torch.nn.MultiheadAttention``.
 
         Its masks mean the opposite: ``True`` there is *may not attend*. Ours is batch first whatever its
@@ -229,28 +228,38 @@ class MultiHeadAttention(nn.Module):
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
 ) -> Tensor:
-    _check_attention_inputs(query, key, value)
-    if mask is not None:
-        _check_mask(mask, torch.Size((*query.shape[:-1], key.size(-2))))
+    _check_attention_inputs(query, key, value, mask, bias)
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
 
 
-def _check_attention_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check_attention_inputs(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> None:
     if query.size(-1) != key.size(-1):
         raise ValueError(f"key has width {key.size(-1)}; expected the query's width {query.size(-1)}")
     if key.size(-2) != value.size(-2):
         raise ValueError(f"value has length {value.size(-2)}; expected the key's length {key.size(-2)}")
-
-
-def _check_mask(mask: Tensor, scores_shape: torch.Size) -> None:
-    if mask.dtype != torch.bool:
+    batch = query.shape[:-2]
+    for name, x in (("key", key), ("value", value)):
+        if x.shape[:-2] != batch:
+            raise ValueError(f"{name} has batch dimensions {tuple(x.shape[:-2])}; expected the query's {tuple(batch)}")
+    if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a query may attend")
+    if bias is not None and not bias.is_floating_point():
+        raise TypeError(f"bias has dtype {bias.dtype}; expected a floating one, added to the scores")
+    scores_shape = torch.Size((*query.shape[:-1], key.size(-2)))
+    for name, x in (("mask", mask), ("bias", bias)):
+        if x is not None and not _broadcasts(x.shape, scores_shape):
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {tuple(scores_shape)}"
+            )
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
     try:
-        fits = torch.broadcast_shapes(mask.shape, scores_shape) == scores_shape
+        return torch.broadcast_shapes(shape, target) == target
     except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; expected one that broadcasts to {tuple(scores_shape)}")
+        return False

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -18,8 +19,8 @@ class LabelledBatch(NamedTuple):
         labels: 0.0 or 1.0, ``(batch,)``.
     """
 
-    input_ids: Int[Tensor, "batch length"]
-    labels: Float[Tensor, "batch"]
+    input_ids: Tensor
+    labels: Tensor
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "batch length"]:
@@ -43,6 +44,24 @@ def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor
     if length == 0:
         raise ValueError("pad_batch needs at least one token; got no sequences, or only empty ones")
     return torch.tensor([[*sequence, *[pad_id] * (length - len(sequence))] for sequence in sequences])
+
+
+def mix_seed(*numbers: int) -> int:
+    """Make one seed of several numbers, such as the run's seed and the epoch.
+
+    PyTorch's generator on the CPU reads 32 bits of a seed only, so that numbers cannot be packed side by side.
+
+    Args:
+        numbers: 0 or more each; their order counts.
+
+    Returns:
+        32 bits that depend on all of them.
+
+    Example:
+        >>> mix_seed(0, 1) == mix_seed(1, 0)
+        False
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class LengthBucketSampler(Sampler[list[int]]):
@@ -111,7 +130,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         return 0, 1
 
     def _batches(self, world_size: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed((self.epoch << 32) + self.seed)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
         sort_key = self.lengths.double()
         if self.shuffle:
             sort_key = sort_key * (1 + 0.1 * torch.rand(len(sort_key), generator=generator))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -61,8 +61,10 @@ class TrainIMDB(_TrainClassifier):
 class TrainToy(_TrainClassifier):
     """Train on reviews written by a grammar; needs no download, takes less than a minute."""
 
-    model: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(max_length=64))
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=8))
+    max_tokens: int = 1_024
+    """Tokens a batch, padding included."""
+    model: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(num_layers=2, max_length=64))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=5, learning_rate=2e-3))
 
     def run(self) -> None:
         """Train, measure, print."""
@@ -92,7 +94,12 @@ class Evaluate:
 
     def run(self) -> None:
         """Print loss and accuracy as JSON."""
-        print(json.dumps(_test(load_run(self.folder))))
+        predictor = load_run(self.folder)
+        if predictor.config.get("data", {}).get("corpus") not in get_args(Corpus):
+            raise ValueError(
+                f"{self.folder} does not say which corpus it is of; evaluate takes runs of the train command"
+            )
+        print(json.dumps(_test(predictor)))
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Predict:
     def run(self) -> None:
         """Print one prediction a line."""
         predictor = load_run(self.folder)
-        texts = self.texts or sys.stdin.read().splitlines()
+        texts = self.texts or [line.removesuffix("\n") for line in sys.stdin]
         if not texts:
             raise ValueError("there is no text to classify; give one as an argument, or lines on standard input")
         for label, probability in predictor.predict(texts):
@@ -128,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words of the command line; ``None`` takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 after bad input, which one or two lines on stderr name.
+        The exit code: 0; 2 after bad input, which one or two lines on stderr name; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -136,20 +143,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; train goes on with --resume", file=sys.stderr)
+        return 130
     return 0
 
 
 def _parse(arguments: Sequence[str]) -> Train | Evaluate | Predict:
-    """Parse the command line; what tyro prints on bad input, a box of many lines, becomes one ValueError."""
+    """Parse the command line; what tyro prints on bad input, many lines, becomes one ValueError."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(Command, prog="python -m companion", args=arguments, description=__doc__)
+            return tyro.cli(
+                Command, prog="python -m companion", args=arguments, description="Train, measure and use a classifier."
+            )
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        message, *_ = re.split(r"─{5,}.*\n?", re.sub(r"[│╭╮╰╯]|^.*╮$", "", stderr.getvalue(), flags=re.MULTILINE))
-        raise ValueError(f"{re.sub(r'Error parsing __[^:]*: ', '', message)}; see --help") from None
+        # A title, the message, further help, with rules between them; where stdout is UTF-8, in a drawn box.
+        parts = re.split(r"^(?:[│ ]*[─-]{3}|╭).*$", stderr.getvalue(), flags=re.MULTILINE)
+        message = " ".join(parts[min(1, len(parts) - 1)].replace("│", " ").split())
+        raise ValueError(f"{re.sub(r'Error parsing __.*?: ', '', message)} (see --help)") from None
 
 
 def _train(command: _TrainClassifier, corpus: Corpus) -> None:
@@ -187,7 +201,11 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
         record = dataclasses.replace(record, test=_test(predictor), command=words)
     if _is_main_process():
         record.save(run.record)
-        print(f"{run.folder}: dev {json.dumps(record.dev)}, test {json.dumps(record.test)}")
+        print(f"{run.folder}: {_figures('dev', record.dev)}, {_figures('test', record.test)}")
+
+
+def _figures(split: str, metrics: dict[str, float] | None) -> str:
+    return f"{split} " + " ".join(f"{name} {value:.4f}" for name, value in (metrics or {}).items())
 
 
 def _test(predictor: Predictor) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Literal, Self, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -118,7 +118,7 @@ class EncoderLayer(nn.Module):
         return self.dropout(self.attention(x, mask=mask, bias=bias).output)
 
     @classmethod
-    def from_torch(cls, module: nn.TransformerEncoderLayer) -> Self:
+    def from_torch(cls, module: nn.TransformerEncoderLayer) -> "EncoderLayer":
         """Take over the weights and settings of a ``torch.nn.TransformerEncoderLayer``.
 
         Args:
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     @classmethod
-    def from_torch(cls, module: nn.TransformerEncoder) -> Self:
+    def from_torch(cls, module: nn.TransformerEncoder) -> "Encoder":
         """Take over the weights and settings of a ``torch.nn.TransformerEncoder``, final norm included.
 
         Args:

@@ -33,9 +33,18 @@ class Predictor:
         model: The classifier, in evaluation mode.
         vocabulary: The vocabulary that it was trained with.
         config: What ``config.json`` of its run holds.
+
+    Raises:
+        ValueError: If the model has not the vocabulary's size and its ids of padding and the unknown token.
     """
 
     def __init__(self, model: TextClassifier, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+        shape = model.config
+        if (len(vocabulary), 0, 1) != (shape.vocab_size, shape.pad_id, shape.unknown_id):
+            raise ValueError(
+                f"the model has vocab_size={shape.vocab_size}, pad_id={shape.pad_id}, unknown_id={shape.unknown_id}; "
+                f"expected {len(vocabulary)}, 0, 1, as the vocabulary has"
+            )
         self._tokenize = WordTokenizer()
         self._device = default_device()
         self.model = model.to(self._device).eval()
@@ -96,13 +105,15 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
     entries = read_json(run.config)
     try:
         model = TextClassifier(ClassifierConfig(**entries["model"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run.config} does not describe a classifier ({type(error).__name__}: {error})") from error
+    try:
         model.load_state_dict(load_weights(run.weights))
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{run.config} and {run.weights} do not fit together ({reason})") from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"{run.weights} does not fit {run.config} ({reason})") from error
     vocabulary = Vocabulary.load(run.vocabulary)
-    if len(vocabulary) != model.config.vocab_size:
-        raise ValueError(
-            f"{run.vocabulary} holds {len(vocabulary)} tokens; expected vocab_size={model.config.vocab_size}"
-        )
-    return Predictor(model, vocabulary, entries)
+    try:
+        return Predictor(model, vocabulary, entries)
+    except ValueError as error:
+        raise ValueError(f"{run.vocabulary} does not fit {run.config}: {error}") from error

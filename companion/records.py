@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -40,7 +40,7 @@ class TrainingRecord:
     versions: dict[str, str]
     hardware: dict[str, Any]
     wall_seconds: float
-    tokens_per_second: float | None
+    tokens_per_second: int | None
     parameters: int
     history: list[dict[str, Any]]
     dev: dict[str, float] | None
@@ -51,7 +51,7 @@ class TrainingRecord:
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> "TrainingRecord":
         """Read a record.
 
         Raises:

@@ -62,7 +62,7 @@ class RunFolder:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"{self.folder} is a file; name a folder for the run")
-        for path in (self.config, self.weights, self.record):
+        for path in (self.config, self.weights, self.record, self.checkpoints):
             if path.exists():
                 raise FileExistsError(f"{self.folder} already holds a run; resume it or name another folder")
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, Self, cast, get_args
+from typing import BinaryIO, Literal, NamedTuple, cast, get_args
 
 from companion.files import atomic_path
 
@@ -227,7 +227,7 @@ class Vocabulary:
         self._vocab = Vocab(Counter(), specials=list(tokens))
 
     @classmethod
-    def build(cls, texts: Iterable[Iterable[str]], *, max_size: int | None = None, min_count: int = 1) -> Self:
+    def build(cls, texts: Iterable[Iterable[str]], *, max_size: int | None = None, min_count: int = 1) -> "Vocabulary":
         """Count tokens and keep the most frequent, ties in alphabetical order.
 
         Args:
@@ -269,7 +269,7 @@ class Vocabulary:
             temporary.write_text("".join(token + "\n" for token in self._vocab.itos), "utf-8", newline="\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """Read what `save` wrote.
 
         Raises:

@@ -5,7 +5,7 @@ import random
 from companion.text import Review
 
 _GOOD = ("good", "great", "brilliant", "moving", "clever", "funny", "fresh", "convincing")
-_BAD = ("bad", "awful", "dull", "clumsy", "boring", "flat", "tired", "annoying")
+_BAD = ("bad", "terrible", "dull", "clumsy", "boring", "flat", "tired", "tedious")
 _FILL = {
     "aspect": ("acting", "plot", "script", "music", "ending", "camera work", "dialogue", "pacing"),
     "who": ("sister", "father", "neighbour", "flatmate", "cousin", "teacher"),
@@ -50,7 +50,8 @@ def reviews(n: int, seed: int = 0) -> list[Review]:
     Half of the verdicts are plain (``the plot is not dull .``). The other half holds a good and a bad word side by
     side (``the plot was good , not bad at all .``). Exchange the two, and the words are the same but the label is
     the other one; both reviews are equally likely. So on that half a bag of words says nothing, and no classifier
-    that sees only the bag has an expected accuracy above ``1 / 2 + 1 / 2 * 1 / 2`` = `BAG_OF_WORDS_BOUND`.
+    that sees only the bag has an expected accuracy above ``1 / 2 + 1 / 2 * 1 / 2`` = `BAG_OF_WORDS_BOUND`. (No review
+    comes twice and there are fewer plain ones, so that in a large sample their share is a little below a half.)
 
     Args:
         n: Number of reviews, at most 100,000.
@@ -70,14 +71,13 @@ def reviews(n: int, seed: int = 0) -> list[Review]:
     if not 0 <= n <= 100_000:
         raise ValueError(f"n={n}; choose 0 to 100,000 reviews")
     rng = random.Random(seed)
-    labels = [index % 2 for index in range(n)]
-    rng.shuffle(labels)
     written: dict[str, int] = {}
-    for label in labels:
-        while (text := _write_review(label, rng)) in written:
-            pass
-        written[text] = label
-    return [Review(text, label) for text, label in written.items()]
+    while len(written) < n:
+        label = len(written) % 2
+        written.setdefault(_write_review(label, rng), label)
+    written_reviews = [Review(text, label) for text, label in written.items()]
+    rng.shuffle(written_reviews)
+    return written_reviews
 
 
 def _write_review(label: int, rng: random.Random) -> str:

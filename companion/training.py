@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from companion.batching import LabelledBatch
+from companion.batching import LabelledBatch, mix_seed
 from companion.records import TrainingRecord, git_commit, hardware, package_versions, read_json
 from companion.runs import RunFolder, TrainingState, load_weights
 
@@ -80,10 +80,11 @@ class LossOutput(NamedTuple):
     """
 
     loss_sum: Tensor
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
-    metrics: dict[str, Tensor]
+    count: int | Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    metrics: Mapping[str, float | Tensor]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches that can be gone through again and again: a DataLoader, a list."""
 
@@ -167,21 +168,26 @@ def train(
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
     state = TrainingState() if run is None else run.restore(model, optimizer)
     start -= state.wall_seconds
+    own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     best = None if run is None or not run.weights.exists() else load_weights(run.weights)
-    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
-        for epoch in range(len(state.history), config.epochs):
-            torch.manual_seed((epoch << 32) + config.seed + (accelerator.process_index << 48))
-            entry = _train_epoch(accelerator, prepared, prepared_optimizer, batches, config, loss_fn, epoch)
-            if eval_batches is not None:
-                entry["dev"] = _evaluate(accelerator, prepared, eval_batches, loss_fn)
-            state.history.append(entry)
-            state.wall_seconds = time.perf_counter() - start
-            if state.best_epoch() == epoch + 1:
-                best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            if run is not None and accelerator.is_main_process:
-                run.save(state, model, optimizer)
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    try:
+        with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+            for epoch in range(len(state.history), config.epochs):
+                torch.manual_seed(mix_seed(config.seed, epoch, accelerator.process_index))
+                entry = _train_epoch(accelerator, prepared, prepared_optimizer, batches, config, loss_fn, epoch)
+                if eval_batches is not None:
+                    entry["dev"] = _evaluate(accelerator, prepared, eval_batches, loss_fn)
+                state.history.append(entry)
+                state.wall_seconds = time.perf_counter() - start
+                if state.best_epoch() == epoch + 1:
+                    best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                if run is not None and accelerator.is_main_process:
+                    run.save(state, model, optimizer)
+    finally:
+        vars(model).pop("_original_forward", None)  # Accelerate has wrapped forward for bf16
+        vars(model).pop("forward", None)
+        vars(model).update(own_forward)
     assert best is not None
     model.load_state_dict(best)
 
@@ -258,9 +264,10 @@ def _train_epoch(
         sampler.set_epoch(epoch)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    total = len(batches)  # a LengthBucketSampler makes all its batches to count them
     start, sums, pending = time.perf_counter(), _Sums(accelerator), 0
     for number, batch in enumerate(bar := _progress_bar(accelerator, batches, epoch, config.epochs), start=1):
-        updates = number % config.gradient_accumulation_steps == 0 or number == len(batches)
+        updates = number % config.gradient_accumulation_steps == 0 or number == total
         with nullcontext() if updates else accelerator.no_sync(model):
             loss = loss_fn(model, send_to_device(batch, accelerator.device))
             accelerator.backward(loss.loss_sum)
@@ -269,7 +276,7 @@ def _train_epoch(
         if not updates:
             continue
         # The gradient is that of the sum, averaged over processes; make it that of the mean over all examples.
-        examples = accelerator.reduce(torch.tensor(pending, device=accelerator.device), "sum")
+        examples = accelerator.reduce(torch.as_tensor(pending, device=accelerator.device), "sum")
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(accelerator.num_processes / examples)
@@ -278,17 +285,17 @@ def _train_epoch(
             raise FloatingPointError(
                 f"the gradient is not finite in epoch {epoch + 1}, batch {number}; lower the learning rate"
             )
-        progress = (epoch + number / len(batches)) / config.epochs
+        progress = (epoch + number / total) / config.epochs
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(progress, config.warmup_fraction)
         optimizer.step()
         optimizer.zero_grad()
         pending = 0
-        if number % 20 == 0 or number == len(batches):
+        if number % 20 == 0 or number == total:
             bar.set_postfix(sums.local_means(time.perf_counter() - start))
     seconds = time.perf_counter() - start
     means, tokens = sums.means()
-    return {"epoch": epoch + 1, "seconds": round(seconds, 2), "tokens": tokens, "train": means}
+    return {"epoch": epoch + 1, "seconds": round(seconds, 4), "tokens": tokens, "train": means}
 
 
 def _evaluate(accelerator: Accelerator, model: nn.Module, batches: Batches, loss_fn: LossFunction) -> dict[str, float]:
@@ -310,9 +317,10 @@ class _Sums:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, loss: LossOutput) -> None:
-        count = torch.tensor(loss.count, device=loss.loss_sum.device)
-        for name, value in {"loss": loss.loss_sum, "count": count, **loss.metrics}.items():
-            value = value.detach().double()
+        device = loss.loss_sum.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
+            value = torch.as_tensor(value, device=device).detach().to(dtype)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def local_means(self, seconds: float) -> dict[str, str]:
@@ -338,7 +346,8 @@ def default_device() -> torch.device:
 
 def _accelerator(precision: str) -> Accelerator:
     AcceleratorState._reset_state()  # it would hold on to the precision of an earlier run in this process
-    return Accelerator(mixed_precision=precision)
+    on_cpu = not torch.accelerator.is_available()  # Accelerate joins processes on CPUs only where it is told so
+    return Accelerator(mixed_precision=precision, cpu=on_cpu)
 
 
 def _precision(config: TrainingConfig, model: nn.Module, resumed: RunFolder | None) -> str:
