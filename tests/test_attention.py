@@ -1,0 +1,561 @@
+import copy
+import math
+import re
+import shutil
+from functools import partial
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from companion.attention import (
+    MultiHeadAttention,
+    causal_mask,
+    padding_mask,
+    scaled_dot_product_attention,
+)
+
+BATCH, HEADS, QUERIES, KEYS, D_MODEL = 3, 2, 5, 7, 8
+
+close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
+property_test = settings(max_examples=15, deadline=None)
+
+
+def padding(keys):
+    """Mask 0, 2 and all but one key away."""
+    lengths = torch.tensor([keys, keys - 2, 1])
+    return (torch.arange(keys) < lengths[:, None])[:, None, None, :]
+
+
+def causal(queries, keys):
+    return torch.arange(keys) <= torch.arange(queries)[:, None]
+
+
+def nowhere(queries, keys):
+    """Leave the first queries of the second text (padded on the left) and the whole third one without a key."""
+    return (torch.arange(keys) >= torch.tensor([0, 2, keys])[:, None])[:, None, None, :] & causal(queries, keys)
+
+
+MASKS = {
+    "none": lambda queries, keys: None,
+    "padding": lambda queries, keys: padding(keys),
+    "causal": causal,
+    "padding and causal": lambda queries, keys: padding(keys) & causal(queries, keys),
+    "another for each head": lambda queries, keys: torch.stack([causal(queries, keys), ~causal(queries, keys)])[None],
+    "nowhere": nowhere,
+}
+
+masks = pytest.mark.parametrize("make_mask", MASKS.values(), ids=MASKS)
+lengths = pytest.mark.parametrize(("queries", "keys"), [(5, 5), (5, 7), (7, 5)], ids=["square", "wide", "tall"])
+paths = pytest.mark.parametrize("need_weights", [True, False], ids=["explicit", "fused"])
+modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+def randn(*shape, requires_grad=True):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad)
+
+
+def gradients(output, inputs):
+    """Differentiate a fixed weighting of the output, so that every element counts differently."""
+    weighting = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).cos().view_as(output)
+    return torch.autograd.grad((output * weighting).sum(), inputs)
+
+
+def loop_attention(query, key, value, mask, bias):
+    """Equation 1, a score at a time; the weights of a query that may attend nowhere stay 0."""
+    weights = np.zeros((*query.shape[:-1], key.shape[-2]))
+    for *row, position in np.ndindex(query.shape[:-1]):
+        row = tuple(row)
+        exponentials = {
+            k: math.exp(query[row][position] @ key[row][k] / math.sqrt(query.shape[-1]) + bias[row][position, k])
+            for k in range(key.shape[-2])
+            if mask[row][position, k]
+        }
+        for k, exponential in exponentials.items():
+            weights[row][position, k] = exponential / sum(exponentials.values())
+    return np.einsum("...qk,...kd->...qd", weights, value), weights
+
+
+def test_padding_mask_by_hand():
+    ids = torch.tensor([[7, 4, 0], [0, 2, 5]])
+    assert padding_mask(ids).tolist() == [[[[True, True, False]]], [[[False, True, True]]]]
+    assert padding_mask(ids, pad_id=5).tolist() == [[[[True, True, True]]], [[[True, True, False]]]]
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_causal_mask_lets_a_query_see_itself_and_the_past(length):
+    assert causal_mask(length).tolist() == [[key <= query for key in range(length)] for query in range(length)]
+
+
+@masks
+@lengths
+@pytest.mark.parametrize("biased", [False, True])
+def test_scaled_dot_product_attention_equals_plain_loops(make_mask, queries, keys, biased):
+    query, key, value = (
+        randn(BATCH, HEADS, n, d, requires_grad=False) for n, d in ((queries, 4), (keys, 4), (keys, 3))
+    )
+    mask = make_mask(queries, keys)
+    bias = randn(HEADS, queries, keys, requires_grad=False) if biased else None
+    scores_shape = (BATCH, HEADS, queries, keys)
+    full_mask = torch.ones(scores_shape, dtype=torch.bool) if mask is None else mask.expand(scores_shape)
+    full_bias = torch.zeros(scores_shape) if bias is None else bias.expand(scores_shape)
+    expected = loop_attention(*(x.numpy() for x in (query, key, value, full_mask, full_bias)))
+
+    actual = scaled_dot_product_attention(query, key, value, mask, bias=bias)
+
+    close(actual.output, torch.from_numpy(expected[0]))
+    close(actual.weights, torch.from_numpy(expected[1]))
+
+
+@masks
+@lengths
+@pytest.mark.parametrize("biased", [False, True])
+def test_scaled_dot_product_attention_equals_torch_forward_and_backward(make_mask, queries, keys, biased):
+    inputs = [randn(BATCH, HEADS, n, d) for n, d in ((queries, 4), (keys, 4), (keys, 3))]
+    mask = make_mask(queries, keys)
+    bias = randn(1, HEADS, queries, keys) if biased else None
+    torch_mask = mask
+    if biased:
+        torch_mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+
+    actual = scaled_dot_product_attention(*inputs, mask, bias=bias).output
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=torch_mask)
+
+    close(actual, expected)
+    inputs += [bias] if biased else []
+    close(gradients(actual, inputs), gradients(expected, inputs))
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3, 2)])
+def test_scaled_dot_product_attention_takes_any_leading_dimensions(leading):
+    query, key, value = (randn(*leading, n, 4) for n in (5, 7, 7))
+    actual = scaled_dot_product_attention(query, key, value, causal(5, 7)).output
+    close(actual, F.scaled_dot_product_attention(query, key, value, attn_mask=causal(5, 7)))
+
+
+def test_gradcheck_of_scaled_dot_product_attention():
+    inputs = [randn(1, n, 2) for n in (3, 4, 4)] + [randn(3, 4)]
+    mask = torch.tensor([[True, False, True, True], [True, True, True, True], [False, False, False, False]])
+
+    def attend(query, key, value, bias):
+        return tuple(scaled_dot_product_attention(query, key, value, mask, bias=bias))
+
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+@st.composite
+def attention_cases(draw):
+    """Draw seeded inputs with a random mask, in which some rows may be all False."""
+    queries, keys, width = draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    scale = draw(st.sampled_from([1e-3, 1.0, 30.0]))
+    query, key, value = (scale * randn(2, n, width, requires_grad=False) for n in (queries, keys, keys))
+    mask = draw(st.lists(st.booleans(), min_size=queries * keys, max_size=queries * keys))
+    return query, key, value, torch.tensor(mask).view(queries, keys)
+
+
+@property_test
+@given(attention_cases())
+def test_weights_sum_to_one_or_to_nothing_and_masked_keys_weigh_exactly_zero(case):
+    query, key, value, mask = case
+    weights = scaled_dot_product_attention(query, key, value, mask).weights
+    close(weights.sum(-1), mask.any(-1).double().expand(2, -1))
+    assert (weights >= 0).all()
+    assert (weights[:, ~mask] == 0).all()
+
+
+@property_test
+@given(attention_cases(), st.randoms())
+def test_the_order_of_keys_does_not_matter(case, random):
+    query, key, value, mask = case
+    order = random.sample(range(key.size(1)), key.size(1))
+    shuffled = scaled_dot_product_attention(query, key[:, order], value[:, order], mask[:, order])
+    straight = scaled_dot_product_attention(query, key, value, mask)
+    close(shuffled.output, straight.output)
+    close(shuffled.weights, straight.weights[..., order])
+
+
+def torch_attention(*, bias=True, batch_first=True, training=True):
+    module = nn.MultiheadAttention(D_MODEL, HEADS, bias=bias, batch_first=batch_first, dtype=torch.float64)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module.train(training)
+
+
+def torch_mask(mask, queries, keys):
+    """Turn ours into the one of torch.nn.MultiheadAttention: inverted, a row for each pair of text and head."""
+    return None if mask is None else ~mask.expand(BATCH, HEADS, queries, keys).flatten(0, 1)
+
+
+def torch_parameters(module):
+    return [p for p in (module.in_proj_weight, module.in_proj_bias, *module.out_proj.parameters()) if p is not None]
+
+
+@masks
+@paths
+@pytest.mark.parametrize(
+    ("bias", "batch_first", "training"),
+    [(True, True, True), (False, True, True), (True, False, True), (True, True, False)],
+    ids=["train", "no bias", "length first", "eval"],
+)
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+def test_multi_head_attention_equals_torch(make_mask, need_weights, training, bias, batch_first, cross):
+    reference = torch_attention(bias=bias, batch_first=batch_first, training=training)
+    attention = MultiHeadAttention.from_torch(reference)
+    keys = KEYS if cross else QUERIES
+    inputs = [randn(BATCH, n, D_MODEL) for n in ((QUERIES, keys, keys) if cross else (QUERIES,))]
+    mask = make_mask(QUERIES, keys)
+    reference_inputs = inputs if cross else inputs * 3
+    if not batch_first:
+        reference_inputs = [x.transpose(0, 1) for x in reference_inputs]
+
+    actual = attention(*inputs, mask=mask, need_weights=need_weights).output
+    expected, _ = reference(*reference_inputs, attn_mask=torch_mask(mask, QUERIES, keys), need_weights=False)
+    expected = expected if batch_first else expected.transpose(0, 1)
+
+    close(actual, expected)
+    close(
+        gradients(actual, [*inputs, *attention.parameters()]),
+        gradients(expected, [*inputs, *torch_parameters(reference)]),
+    )
+
+
+@masks
+@pytest.mark.parametrize("averaged", [True, False])
+def test_attention_weights_equal_torchs(make_mask, averaged):
+    reference = torch_attention()
+    query, key = randn(BATCH, QUERIES, D_MODEL), randn(BATCH, KEYS, D_MODEL)
+    mask = make_mask(QUERIES, KEYS)
+
+    weights = MultiHeadAttention.from_torch(reference)(query, key, mask=mask, need_weights=True).weights
+    _, expected = reference(query, key, key, attn_mask=torch_mask(mask, QUERIES, KEYS), average_attn_weights=averaged)
+
+    somewhere = torch.ones(1, dtype=torch.bool) if mask is None else mask.any(-1)
+    somewhere = somewhere.expand(BATCH, HEADS, QUERIES)
+    if averaged:
+        weights, somewhere = weights.mean(1), somewhere[:, 0]
+    assert expected[~somewhere].isnan().all()
+    close(weights[somewhere], expected[somewhere])
+    assert (weights[~somewhere] == 0).all()
+
+
+@paths
+def test_key_and_value_default_to_what_stands_before_them(need_weights):
+    attention = MultiHeadAttention.from_torch(torch_attention())
+    query, key = randn(BATCH, QUERIES, D_MODEL), randn(BATCH, KEYS, D_MODEL)
+    attend = partial(attention, need_weights=need_weights)
+    close(attend(query).output, attend(query, query, query).output)
+    close(attend(query, key).output, attend(query, key, key).output)
+
+
+@paths
+@masks
+@pytest.mark.parametrize("shape", [(QUERIES, KEYS), (HEADS, QUERIES, KEYS), (BATCH, 1, 1, KEYS)])
+def test_bias_of_multi_head_attention_is_added_to_every_scaled_score(need_weights, make_mask, shape):
+    attention = MultiHeadAttention.from_torch(torch_attention())
+    query, key, bias = randn(BATCH, QUERIES, D_MODEL), randn(BATCH, KEYS, D_MODEL), randn(*shape)
+    mask = make_mask(QUERIES, KEYS)
+
+    weights = attention.in_proj.weight.unflatten(0, (3, HEADS, -1))  # (3, h, d / h, d)
+    biases = attention.in_proj.bias.view(3, HEADS, 1, -1)
+    q, k, v = (x[:, None] @ w.transpose(-2, -1) + b for x, w, b in zip((query, key, key), weights, biases, strict=True))
+    added = bias if mask is None else torch.where(mask, bias, -math.inf)
+    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=added.expand(BATCH, HEADS, QUERIES, KEYS))
+    expected = torch.cat(heads.unbind(1), dim=-1) @ attention.out_proj.weight.T + attention.out_proj.bias
+
+    actual = attention(query, key, mask=mask, bias=bias, need_weights=need_weights).output
+
+    close(actual, expected)
+    inputs = [query, key, bias, *attention.parameters()]
+    close(gradients(actual, inputs), gradients(expected, inputs))
+
+
+@paths
+@modes
+@pytest.mark.parametrize("said_by", ["mask", "bias", "mask and bias"])
+def test_a_query_that_may_attend_nowhere_gets_zeros_before_the_output_projection(need_weights, training, said_by):
+    attention = MultiHeadAttention.from_torch(torch_attention(training=training))
+    x = randn(BATCH, QUERIES, D_MODEL)
+    allowed = nowhere(QUERIES, QUERIES)
+    left, right = allowed.clone(), allowed.clone()
+    left[..., 3:], right[..., :3] = True, True
+    shut = partial(torch.zeros(BATCH, 1, QUERIES, QUERIES, dtype=torch.float64).masked_fill, value=-math.inf)
+    mask, bias = {
+        "mask": (allowed, None),
+        "bias": (None, shut(~allowed)),
+        "mask and bias": (left, shut(~right)),
+    }[said_by]
+
+    output = attention(x, mask=mask, bias=bias, need_weights=need_weights).output
+
+    rows = ~allowed.any(-1).squeeze(1)
+    assert rows.sum() == 2 + QUERIES
+    close(output[rows], attention.out_proj.bias.expand(int(rows.sum()), -1))
+    close(output, attention(x, mask=allowed).output)
+    found = gradients(output, [x, *attention.parameters()])
+    assert all(gradient.isfinite().all() for gradient in found)
+    assert (found[0][2] == 0).all()
+
+
+@paths
+@property_test
+@given(changed=st.integers(1, 6), seed=st.integers(0, 2**31))
+def test_a_later_token_never_changes_an_earlier_output_under_the_causal_mask(need_weights, changed, seed):
+    torch.manual_seed(seed)
+    attention = MultiHeadAttention(D_MODEL, HEADS).double()
+    x = randn(2, 7, D_MODEL, requires_grad=False)
+    other = x.clone()
+    other[:, changed:] = randn(2, 7 - changed, D_MODEL, requires_grad=False)
+    before, after = (attention(y, mask=causal_mask(7), need_weights=need_weights).output for y in (x, other))
+    close(after[:, :changed], before[:, :changed])
+    assert not torch.isclose(after[:, changed:], before[:, changed:]).any(-1).any()
+
+
+@paths
+@property_test
+@given(order=st.permutations(range(6)), rows=st.permutations(range(3)), seed=st.integers(0, 2**31))
+def test_permuted_tokens_and_texts_give_permuted_outputs(need_weights, order, rows, seed):
+    torch.manual_seed(seed)
+    attention = MultiHeadAttention(D_MODEL, HEADS).double()
+    x, mask = randn(3, 6, D_MODEL), padding(6)
+    attend = partial(attention, need_weights=need_weights)
+    close(attend(x[:, order], mask=mask[..., order]).output, attend(x, mask=mask).output[:, order])
+    close(attend(x[rows], mask=mask[rows]).output, attend(x, mask=mask).output[rows])
+
+
+@paths
+def test_a_text_is_attended_to_alone(need_weights):
+    attention = MultiHeadAttention(D_MODEL, HEADS).double()
+    x, mask = randn(BATCH, 6, D_MODEL), padding(6)
+    together = attention(x, mask=mask, need_weights=need_weights).output
+    for row in range(BATCH):
+        alone = attention(x[row, None], mask=mask[row, None], need_weights=need_weights).output
+        close(together[row, None], alone)
+
+
+def test_only_the_explicit_path_returns_weights():
+    attention, x = MultiHeadAttention(D_MODEL, HEADS).double(), randn(BATCH, QUERIES, D_MODEL)
+    assert attention(x).weights is None
+    q, k = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in attention.in_proj(x).chunk(3, dim=-1)[:2])
+    expected = torch.softmax(q @ k.mT / math.sqrt(D_MODEL // HEADS), dim=-1)
+    close(attention(x, need_weights=True).weights, expected)
+
+
+def weight_revealer(width, dropout):
+    """Weigh ``width`` keys alike and return the weights themselves, for the identity matrix as input."""
+    attention = MultiHeadAttention(width, 1, dropout=dropout, bias=False)
+    with torch.no_grad():
+        attention.in_proj.weight.copy_(torch.cat([torch.zeros(2 * width, width), torch.eye(width)]))
+        attention.out_proj.weight.copy_(torch.eye(width))
+    return attention
+
+
+@paths
+@pytest.mark.parametrize("p", [0.2, 0.6])
+def test_dropout_in_training_zeroes_its_share_of_the_weights_and_scales_the_rest(need_weights, p):
+    n, batch = 64, 8
+    output = weight_revealer(n, p)(torch.eye(n).expand(batch, n, n), need_weights=need_weights).output
+    dropped = output == 0
+    torch.testing.assert_close(output[~dropped], torch.full_like(output[~dropped], 1 / (n * (1 - p))))
+    # The share of zeros in N independent draws has the standard deviation sqrt(p (1 - p) / N); five of them
+    # are exceeded once in two million seeds.
+    assert dropped.double().mean().item() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / output.numel()))
+    assert len({tuple(row) for row in dropped.flatten(0, 1).tolist()}) == batch * n
+
+
+@paths
+def test_dropout_is_off_in_evaluation(need_weights):
+    attention = weight_revealer(64, 0.6).eval()
+    output = attention(torch.eye(64)[None], need_weights=need_weights).output
+    torch.testing.assert_close(output, torch.full_like(output, 1 / 64), rtol=0, atol=1e-7)
+
+
+def test_returned_weights_are_those_that_mixed_the_values_dropout_included():
+    query, key, value = (randn(2, 6, 4) for _ in range(3))
+    output, weights = scaled_dot_product_attention(query, key, value, dropout_p=0.5)
+    plain = scaled_dot_product_attention(query, key, value).weights
+    kept = weights != 0
+    assert 0 < kept.sum() < kept.numel()
+    close(weights, torch.where(kept, 2 * plain, 0.0))
+    close(output, weights @ value)
+
+
+def test_a_module_made_from_torch_drops_the_same_weights_for_the_same_seed():
+    reference = torch_attention()
+    reference.dropout = 0.4
+    attention, x = MultiHeadAttention.from_torch(reference), randn(BATCH, QUERIES, D_MODEL)
+    torch.manual_seed(1)
+    expected, _ = reference(x, x, x, need_weights=False)
+    torch.manual_seed(1)
+    close(attention(x).output, expected)
+    assert not torch.allclose(attention(x).output, expected)
+
+
+@modes
+def test_from_torch_takes_over_settings_and_leaves_the_original_as_it_was(training):
+    reference = nn.MultiheadAttention(12, 3, dropout=0.3, dtype=torch.bfloat16).train(training)
+    before = copy.deepcopy(reference.state_dict())
+
+    attention = MultiHeadAttention.from_torch(reference)
+
+    assert (attention.d_model, attention.num_heads, attention.dropout) == (12, 3, 0.3)
+    assert attention.training is training
+    assert {p.dtype for p in attention.parameters()} == {torch.bfloat16}
+    assert all(p.requires_grad for p in attention.parameters())
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.add_(1)
+    assert reference.training is training
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("setting", [{"kdim": 4}, {"vdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_from_torch_refuses_what_it_cannot_copy(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        MultiHeadAttention.from_torch(nn.MultiheadAttention(8, 2, **setting))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fresh_projections_keep_the_variance_of_their_input(bias):
+    attention = MultiHeadAttention(128, 4, bias=bias)
+    for weight in (*attention.in_proj.weight.chunk(3), attention.out_proj.weight):
+        # Glorot's uniform bound for a square matrix; the deviation of 128 x 128 draws scatters by 0.4 %.
+        assert weight.abs().max().item() <= math.sqrt(3 / 128)
+        assert weight.std().item() == pytest.approx(1 / math.sqrt(128), rel=0.02)
+    biases = [attention.in_proj.bias, attention.out_proj.bias]
+    assert all((b == 0).all() for b in biases) if bias else biases == [None, None]
+
+
+@paths
+@masks
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
+def test_low_precision_stays_within_its_rounding_of_float64(need_weights, make_mask, precision):
+    exact = MultiHeadAttention(64, HEADS).double()
+    x = randn(BATCH, 16, 64, requires_grad=False)
+    mask, bias = make_mask(16, 16), randn(HEADS, 16, 16, requires_grad=False)
+    expected = exact(x, mask=mask, bias=bias, need_weights=True).output
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    attention = copy.deepcopy(exact).to(dtype)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        actual = attention(x.to(dtype), mask=mask, bias=bias.float(), need_weights=need_weights).output
+
+    assert actual.dtype == (torch.float32 if precision == "float32" else torch.bfloat16)
+    # In bfloat16 what is stored is rounded, by half an epsilon: input, parameters, projections, scores, weights,
+    # mixture, output; sums are kept in float32. In float32 the sums round too: four products in a row, each
+    # of 64 terms, whose roundings add up to about sqrt(64) halves.
+    roundings = 4 * math.sqrt(64) if precision == "float32" else 7
+    tolerance = roundings / 2 * torch.finfo(actual.dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.unhooked
+@paths
+def test_multi_head_attention_compiles_to_one_graph_that_computes_the_same(need_weights):
+    attention = MultiHeadAttention(D_MODEL, HEADS).double()
+    x, mask = randn(BATCH, QUERIES, D_MODEL), nowhere(QUERIES, QUERIES)
+    inputs = [x, *attention.parameters()]
+    expected = attention(x, mask=mask, need_weights=need_weights)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")  # traced, differentiated, run as it is
+    actual = compiled(x, mask=mask, need_weights=need_weights)
+    close(actual, expected)
+    close(gradients(actual.output, inputs), gradients(expected.output, inputs))
+
+
+@pytest.mark.unhooked
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's compiler uses them itself
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler, found none"
+)
+def test_scaled_dot_product_attention_compiles_to_machine_code_that_computes_the_same():
+    query, key, value = (randn(BATCH, HEADS, QUERIES, 4, requires_grad=False) for _ in range(3))
+    compiled = torch.compile(scaled_dot_product_attention, fullgraph=True)
+    arguments = query, key, value, nowhere(QUERIES, QUERIES)
+    close(tuple(compiled(*arguments)), tuple(scaled_dot_product_attention(*arguments)))
+
+
+def test_the_hook_refuses_a_wrong_shape_in_the_other_tests():
+    with pytest.raises(jaxtyping.TypeCheckError, match="key"):
+        scaled_dot_product_attention(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+def unfit_masks_and_biases(*scores):
+    """List masks and biases of wrong dtypes, and of shapes that do not broadcast to the scores'."""
+    yield {"mask": torch.ones(scores)}, TypeError, "mask has dtype torch.float32; expected torch.bool"
+    yield {"mask": torch.ones(scores).int()}, TypeError, "mask has dtype torch.int32; expected torch.bool"
+    yield {"bias": torch.ones(scores) > 0}, TypeError, "bias has dtype torch.bool; expected a floating one"
+    *_, queries, keys = scores
+    for shape in ((queries + 1, keys), (queries, keys + 1), (5, *scores[1:]), (1, *scores)):
+        message = re.escape(f"has shape {shape}; expected one that broadcasts to {scores}")
+        yield {"mask": torch.ones(shape) > 0}, ValueError, f"mask {message}"
+        yield {"bias": torch.ones(shape)}, ValueError, f"bias {message}"
+
+
+Q, K, V = torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 3)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"key": torch.zeros(1, 4, 5)}, ValueError, "key has width 5; expected the query's width 3"),
+        ({"key": torch.zeros(2, 4, 3)}, ValueError, r"key has batch dimensions \(2,\); expected the query's \(1,\)"),
+        ({"value": torch.zeros(1, 3, 3)}, ValueError, "value has length 3; expected the key's length 4"),
+        ({"value": torch.zeros(4, 3)}, ValueError, r"value has batch dimensions \(\); expected the query's \(1,\)"),
+        *unfit_masks_and_biases(1, 2, 4),
+    ],
+)
+def test_scaled_dot_product_attention_says_what_does_not_fit(arguments, error, message):
+    with pytest.raises(error, match=message):
+        scaled_dot_product_attention(**{"query": Q, "key": K, "value": V} | arguments)
+
+
+@pytest.mark.unhooked
+@paths
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"value": torch.zeros(1, 2, 6)}, ValueError, "value is given without key"),
+        ({"query": torch.zeros(1, 2, 5)}, ValueError, r"query has shape \(1, 2, 5\); .*d_model=6"),
+        ({"query": torch.zeros(2, 6)}, ValueError, r"query has shape \(2, 6\); .*d_model=6"),
+        ({"key": torch.zeros(1, 3, 7)}, ValueError, r"key has shape \(1, 3, 7\); .*d_model=6"),
+        (
+            {"key": torch.zeros(1, 3, 6), "value": torch.zeros(1, 3, 4)},
+            ValueError,
+            r"value has shape \(1, 3, 4\); .*d_model=6",
+        ),
+        (
+            {"key": torch.zeros(1, 3, 6), "value": torch.zeros(1, 4, 6)},
+            ValueError,
+            "value has length 4; expected the key's length 3",
+        ),
+        ({"key": torch.zeros(3, 2, 6)}, ValueError, r"key has batch dimensions \(3, 2\); .* query's \(1, 2\)"),
+        *unfit_masks_and_biases(1, 2, 2, 2),
+    ],
+)
+def test_multi_head_attention_says_what_does_not_fit(need_weights, arguments, error, message):
+    attention = MultiHeadAttention(6, 2)
+    with pytest.raises(error, match=message):
+        attention(**{"query": torch.zeros(1, 2, 6), "need_weights": need_weights} | arguments)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 4}, "num_heads=4 does not divide d_model=6"),
+        ({"num_heads": 0}, "num_heads=0 does not divide d_model=6"),
+        ({"num_heads": -2}, "num_heads=-2 does not divide d_model=6"),
+        ({"dropout": 1.0}, "dropout=1.0 is not a probability"),
+        ({"dropout": -0.1}, "dropout=-0.1 is not a probability"),
+    ],
+)
+def test_multi_head_attention_refuses_settings_that_cannot_work(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(**{"d_model": 6, "num_heads": 2} | arguments)

@@ -1,0 +1,110 @@
+"""The two commands that run chapters, `make book` and `make notebooks`, on a book of two small pages."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def book(tmp_path):
+    """Return the folder of a book whose one chapter leaves a line in `executions` whenever it runs."""
+    for name in ("Makefile", "_config.yml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "book" / "_tools", tmp_path / "book" / "_tools")
+    for name, text in {"companion/module.py": "x = 1\n", ".pytest_cache/README.md": "# Cache\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    toc = {"format": "jb-book", "root": "book/index", "chapters": [{"file": "book/chapter"}]}
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
+    (tmp_path / "book" / "index.md").write_text("# Index\n\n$x^2$\n")
+    cells = [
+        new_markdown_cell("# Chapter"),
+        new_code_cell("with open('../executions', 'a') as file:\n    print('again', file=file)"),
+        new_code_cell("#@title Solution\nprint(1, flush=True)\nprint(2)", metadata={"tags": ["hide-cell"]}),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "book" / "chapter.ipynb")
+    return tmp_path
+
+
+def make(book: Path, target: str) -> subprocess.CompletedProcess:
+    """Run a target of the book's Makefile with the tools that run these tests, as if they were installed."""
+    installed = [f"--old-file=.venv/installed-{extras}" for extras in ("book", "book,test")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", target, f"BIN={Path(sys.executable).parent}", *installed],
+        cwd=book,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def executions(book: Path) -> int:
+    """Return how many times the chapter ran."""
+    return len((book / "executions").read_text().splitlines())
+
+
+def test_book_executes_a_chapter_once_for_each_version_of_the_package(book):
+    first = make(book, "book")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.rstrip().endswith(str(book / "_build" / "html" / "index.html"))
+    assert make(book, "book").returncode == 0
+    assert executions(book) == 1
+
+    module = book / "companion" / "module.py"
+    module.write_text("x = 2\n")
+    assert make(book, "book").returncode == 0
+    assert executions(book) == 2
+
+    module.write_text("x = 1\n")
+    assert make(book, "book").returncode == 0
+    assert executions(book) == 2
+
+
+def test_book_fails_until_the_fault_is_mended(book):
+    index = book / "book" / "index.md"
+    text = index.read_text()
+    index.write_text(text + "\n[nowhere](nowhere.md)\n")
+    for _ in range(2):
+        failed = make(book, "book")
+        assert failed.returncode != 0
+        assert "nowhere.md" in failed.stderr
+    index.write_text(text)
+    assert make(book, "book").returncode == 0
+
+
+def test_notebooks_stores_outputs_that_a_second_run_does_not_change(book):
+    path = book / "book" / "chapter.ipynb"
+    first = make(book, "notebooks")
+    assert first.returncode == 0, first.stderr
+    stored = path.read_bytes()
+    assert make(book, "notebooks").returncode == 0
+    assert path.read_bytes() == stored
+
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata["language_info"] == {"name": "python"}
+    assert [cell.metadata for cell in notebook.cells] == [{}, {}, {"tags": ["hide-cell"], "cellView": "form"}]
+    assert notebook.cells[2].execution_count == 2
+    assert [output.text for output in notebook.cells[2].outputs] == ["1\n2\n"]
+
+
+def test_notebooks_names_the_cell_that_fails_and_leaves_the_notebook_as_it_was(book):
+    path = book / "book" / "chapter.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = "raise ValueError('a mistake')"
+    nbformat.write(notebook, path)
+    before = path.read_bytes()
+    failed = make(book, "notebooks")
+    assert failed.returncode != 0
+    assert "book/chapter.ipynb: cell 2" in failed.stderr
+    assert "a mistake" in failed.stderr
+    assert path.read_bytes() == before

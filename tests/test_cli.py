@@ -1,0 +1,366 @@
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import companion.cli
+from companion import toy
+from companion.cli import main
+from companion.prediction import load_run
+from companion.records import TrainingRecord
+
+SMALL = [
+    *("--model.d-model", "8", "--model.d-ff", "8", "--model.num-layers", "1", "--model.max-length", "16"),
+    *("--training.epochs", "2", "--training.learning-rate", "0.01"),
+]
+DEV_WORD = "kaleidoscopic"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The models here are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Write 1,250 toy reviews as an IMDB archive; one word stands in its dev split alone, reviews 1,000 to 1,249."""
+    path = tmp_path_factory.mktemp("data") / "aclImdb_v1.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for split, seed in (("train", 1), ("test", 2)):
+            reviews = toy.reviews(1_250, seed=seed)
+            numbers = {0: iter(range(1_250)), 1: iter(range(1_250))}
+            for text, label in reviews:
+                number = next(numbers[label])
+                text += f" {DEV_WORD}" if split == "train" and number >= 500 else ""
+                member = tarfile.TarInfo(f"aclImdb/{split}/{('neg', 'pos')[label]}/{number}_{1 + 8 * label}.txt")
+                member.size = len(text.encode())
+                tar.addfile(member, BytesIO(text.encode()))
+    return path
+
+
+@pytest.fixture
+def imdb(archive, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(archive))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def train_small(corpus: str, folder: Path, *options: str) -> int:
+    return main(["train", corpus, "--output", str(folder), *SMALL, *options])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Train on the grammar's reviews, and return the folder."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    assert train_small("toy", folder) == 0
+    return folder
+
+
+def assert_refused(capsys, code: int, *named: str) -> None:
+    """The command ended with exit code 2 and at most two lines on stderr, which name the input and the mend."""
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert 1 <= len(captured.err.splitlines()) <= 2
+    assert captured.err.startswith("error: ")
+    for words in named:
+        assert words in captured.err
+
+
+def test_training_leaves_a_whole_run_folder_and_prints_its_figures(tmp_path, capsys):
+    folder = tmp_path / "runs" / "toy"
+    assert train_small("toy", folder) == 0
+    record = TrainingRecord.load(folder / "record.json")
+    assert capsys.readouterr().out == (
+        f"{folder}: dev loss {record.dev['loss']:.4f} accuracy {record.dev['accuracy']:.4f}, "
+        f"test loss {record.test['loss']:.4f} accuracy {record.test['accuracy']:.4f}\n"
+    )
+    assert {name.split("/")[0] for name in files_of(folder)} == {
+        *("config.json", "model.safetensors", "vocabulary.txt", "record.json", "checkpoints")
+    }
+    assert record.config == json.loads((folder / "config.json").read_text())
+    assert record.config["data"] == {"corpus": "toy", "max_tokens": 1_024}
+    assert record.config["model"]["d_model"] == 8
+    assert record.config["model"]["vocab_size"] == len((folder / "vocabulary.txt").read_text().splitlines())
+    assert record.command.startswith("python -m companion ")
+
+
+def test_test_figures_are_those_of_the_kept_weights_on_the_held_out_reviews(run, capsys):
+    predictor = load_run(run)
+    reviews = toy.reviews(7_000, seed=0)[-1_000:]
+    found = predictor.predict([review.text for review in reviews])
+    labels = [int(prediction.label == "positive") for prediction in found]
+    right = sum(label == review.label for label, review in zip(labels, reviews, strict=True))
+    record = TrainingRecord.load(run / "record.json")
+    assert record.test["accuracy"] == pytest.approx(right / 1_000, abs=1e-6)
+    assert main(["evaluate", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(record.test, abs=1e-6)
+
+
+def test_imdb_is_trained_without_its_dev_and_test_splits(tmp_path, imdb, monkeypatch):
+    asked = []
+
+    def load_imdb(split):
+        asked.append((split, (tmp_path / "run" / "model.safetensors").exists()))
+        return companion.text.load_imdb(split)
+
+    monkeypatch.setattr(companion.cli, "load_imdb", load_imdb)
+    assert train_small("imdb", tmp_path / "run", "--training.epochs", "1") == 0
+    assert asked == [("train", False), ("test", True)]
+    words = (tmp_path / "run" / "vocabulary.txt").read_text().splitlines()
+    assert "film" in words
+    assert DEV_WORD not in words
+    record = TrainingRecord.load(tmp_path / "run" / "record.json")
+    assert record.config["data"]["corpus"] == "imdb"
+    assert len(record.history) == 1
+
+
+def test_same_seed_same_run_and_another_seed_another_one(tmp_path, run):
+    assert train_small("toy", tmp_path / "again") == 0
+    assert train_small("toy", tmp_path / "other", "--training.seed", "1", "--training.epochs", "1") == 0
+    first, again, other = (
+        load_file(folder / "model.safetensors") for folder in (run, tmp_path / "again", tmp_path / "other")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_the_vocabulary_holds_at_most_what_the_config_allows(tmp_path):
+    assert train_small("toy", tmp_path / "run", "--model.vocab-size", "20", "--training.epochs", "1") == 0
+    assert len((tmp_path / "run" / "vocabulary.txt").read_text().splitlines()) == 20
+
+
+def test_resuming_a_finished_run_changes_nothing(run, capsys):
+    before = files_of(run)
+    assert train_small("toy", run, "--resume") == 0
+    assert files_of(run) == before
+    assert capsys.readouterr().out.startswith(f"{run}: dev loss")
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, run, monkeypatch, capsys):
+    folder, calls = tmp_path / "run", []
+
+    def interrupted(model, batch):
+        calls.append(model.training)
+        if calls.count(True) == 150:  # in the second epoch of about 100 batches
+            raise KeyboardInterrupt
+        return companion.training.classification_loss(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(companion.cli, "classification_loss", interrupted)
+        assert train_small("toy", folder) == 130
+    assert capsys.readouterr().err == "interrupted; train goes on with --resume\n"
+    assert not (folder / "record.json").exists()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
+    assert train_small("toy", folder, "--resume") == 0
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    one, other = (TrainingRecord.load(path / "record.json") for path in (folder, run))
+    assert (one.dev, one.test) == (other.dev, other.test)
+
+
+def test_resume_starts_afresh_where_nothing_is_saved(tmp_path, run):
+    assert train_small("toy", tmp_path / "run", "--resume") == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_predict_prints_a_line_for_each_text(run, capsys):
+    texts = ["the plot was good .", "the plot was bad .", "unheard of"]
+    assert main(["predict", str(run), *texts]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = load_run(run).predict(texts)
+    assert lines == [f"{label} {probability:.2f}" for label, probability in expected]
+    assert all(re.fullmatch(r"(positive|negative) (0\.\d\d|1\.00)", line) for line in lines)
+
+
+def test_predict_reads_lines_from_standard_input(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", iter(["the plot was good .\n", "a film \u2028 on one line"]))
+    assert main(["predict", str(run)]) == 0
+    from_stdin = capsys.readouterr().out
+    assert main(["predict", str(run), "the plot was good .", "a film \u2028 on one line"]) == 0
+    assert capsys.readouterr().out == from_stdin
+    assert len(from_stdin.splitlines()) == 2
+
+
+def test_predict_needs_a_text(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", iter([]))
+    assert_refused(capsys, main(["predict", str(run)]), "there is no text to classify; give one")
+
+
+@pytest.mark.parametrize("text", ["", "\t"])
+def test_an_empty_text_is_refused(run, capsys, text):
+    assert_refused(capsys, main(["predict", str(run), "good", text]), f"text 2 holds no words: {text!r}")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_missing_run_is_refused(tmp_path, capsys, command):
+    code = main([command, str(tmp_path / "nowhere"), *["good"] * (command == "predict")])
+    assert_refused(capsys, code, f"{tmp_path / 'nowhere'} does not exist; name the folder of a trained run")
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    folder = tmp_path / "copy"
+    for name, content in files_of(run).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", lambda whole: whole[:-100]),
+        ("model.safetensors", lambda whole: b"not weights"),
+        ("config.json", lambda whole: whole[:-10]),
+        ("config.json", lambda whole: b'{"model": {"d_model": 16}}'),
+        ("vocabulary.txt", lambda whole: whole[:-40]),
+        ("vocabulary.txt", lambda whole: b"the\n"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_damaged_run_is_refused_by_the_name_of_the_file(copied, capsys, name, damage, command):
+    path = copied / name
+    path.write_bytes(damage(path.read_bytes()))
+    code = main([command, str(copied), *["good"] * (command == "predict")])
+    assert_refused(capsys, code, str(path))
+
+
+def test_a_damaged_checkpoint_is_refused_by_the_name_of_the_file(copied, capsys):
+    (copied / "record.json").unlink()
+    path = copied / "checkpoints" / "epoch-0002" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert_refused(capsys, train_small("toy", copied, "--resume"), str(path))
+
+
+def test_evaluate_refuses_a_run_on_another_corpus(copied, capsys):
+    entries = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**entries, "data": {}}))
+    assert_refused(capsys, main(["evaluate", str(copied)]), "does not say which corpus it is of")
+
+
+def test_a_run_is_not_overwritten(copied, capsys):
+    before = files_of(copied)
+    assert_refused(capsys, train_small("toy", copied), str(copied), "resume it or name another folder")
+    assert files_of(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--training.learning-rate", "0.02"], "other settings (training.learning_rate)"),
+        (["--model.d-ff", "4"], "other settings (model.d_ff)"),
+        (["--max-tokens", "512"], "other settings (data.max_tokens)"),
+        (["--model.vocab-size", "30"], "another vocabulary"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(copied, capsys, options, named):
+    before = files_of(copied)
+    assert_refused(capsys, train_small("toy", copied, "--resume", *options), str(copied), named)
+    assert files_of(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        (lambda folder, whole: folder / "nowhere", "does not exist"),
+        (lambda folder, whole: folder, "holds neither an aclImdb folder nor an aclImdb*.tar.gz"),
+        (lambda folder, whole: written(folder / "cut.tar.gz", whole[: len(whole) // 2]), "is not a whole"),
+        (lambda folder, whole: written(folder / "text.tar.gz", b"hello"), "is not a whole"),
+        (lambda folder, whole: foreign(folder / "foreign.tar.gz"), "is it the IMDB archive?"),
+    ],
+    ids=["missing", "empty folder", "cut", "no archive", "foreign"],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_data_that_is_not_imdb_is_refused_and_leaves_nothing_behind(
+    command, tmp_path, archive, copied, capsys, monkeypatch, place, named
+):
+    (tmp_path / "data").mkdir()
+    data = place(tmp_path / "data", archive.read_bytes())
+    monkeypatch.setenv("COMPANION_DATA", str(data))
+    if command == "train":
+        code = train_small("imdb", tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    else:
+        entries = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps({**entries, "data": {"corpus": "imdb"}}))
+        code = main(["evaluate", str(copied)])
+    assert_refused(capsys, code, str(data), named)
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def foreign(path: Path) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("mnist/train/0.png"), BytesIO())
+    return path
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "{train, evaluate, predict}"),
+        (["train"], "{imdb, toy}"),
+        (["trian", "toy"], "trian"),
+        (["train", "toy"], "--output"),
+        (["train", "toy", "--output", "{run}", "--model.d-model", "wide"], "--model.d-model"),
+        (["train", "toy", "--output", "{run}", "--model.d-model", "7"], "num_heads=2 does not divide d_model=7"),
+        (["train", "toy", "--output", "{run}", "--model.positions", "rotary"], "--model.positions"),
+        (["train", "toy", "--output", "{run}", "--training.epochs", "0"], "epochs=0; choose 1 or more"),
+        (["train", "toy", "--output", "{run}", "--max-tokens", "9"], "max_tokens=9 is below the longest example"),
+        (["train", "toy", "--output", "{run}", "--model.pad-id", "2"], "pad_id=2"),
+        (["train", "toy", "--output", "{run}", "--colour", "red"], "--colour"),
+        (["predict"], "The run folder. (required)"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws boxes around its messages in UTF-8
+def test_a_command_line_that_cannot_work_is_refused_and_leaves_nothing_behind(
+    tmp_path, capsys, monkeypatch, arguments, named, encoding
+):
+    monkeypatch.setattr(type(sys.stdout), "encoding", encoding, raising=False)
+    run = tmp_path / "run"
+    code = main([argument.format(run=run) for argument in arguments])
+    assert_refused(capsys, code, named)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_run_is_refused(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert_refused(capsys, train_small("toy", tmp_path / "run"), f"{tmp_path / 'run'} is a file; name a folder")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "imdb", "--help"], ["predict", "--help"]])
+def test_help_is_printed_and_ends_well(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    assert "usage: python -m companion" in capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_program_with_exit_codes_and_without_a_traceback(run, tmp_path):
+    companion = [sys.executable, "-m", "companion"]
+    good = subprocess.run([*companion, "predict", run], input="the plot was good .\n", capture_output=True, text=True)
+    assert (good.returncode, good.stderr) == (0, "")
+    (expected,) = load_run(run).predict(["the plot was good ."])
+    assert good.stdout == f"{expected.label} {expected.probability:.2f}\n"
+    bad = subprocess.run([*companion, "predict", tmp_path / "nowhere", "good"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == f"error: {tmp_path / 'nowhere'} does not exist; name the folder of a trained run\n"

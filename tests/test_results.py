@@ -1,0 +1,52 @@
+import re
+
+import pytest
+
+import companion.results
+from companion.records import TrainingRecord
+from companion.results import load_result
+
+RECORD = TrainingRecord(
+    command="make results",
+    config={},
+    seed=0,
+    commit="0" * 40,
+    versions={},
+    hardware={},
+    wall_seconds=2.0,
+    tokens_per_second=100,
+    parameters=5,
+    history=[],
+    dev={"loss": 0.5, "accuracy": 0.75},
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(companion.results, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_a_result_is_the_record_of_its_name(folder):
+    RECORD.save(folder / "imdb.json")
+    assert load_result("imdb") == RECORD
+
+
+def test_an_unknown_result_is_refused_with_those_there_are(folder):
+    for name in ("imdb", "albert"):
+        RECORD.save(folder / f"{name}.json")
+    with pytest.raises(FileNotFoundError, match=re.escape("no record 'imbd'; there are ['albert', 'imdb']")):
+        load_result("imbd")
+
+
+RESULTS = sorted(path.stem for path in companion.results.FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", [name for name in RESULTS if name.startswith("imdb")])
+def test_every_result_on_imdb_was_measured_on_the_test_split(name):
+    record = load_result(name)
+    assert record.test is not None
+    assert record.dev is not None
+    assert 0.5 < record.test["accuracy"] <= 1.0
+    assert record.history[-1]["epoch"] == len(record.history) == record.config["training"]["epochs"]
+    assert record.dev in [entry["dev"] for entry in record.history]

@@ -1,0 +1,208 @@
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from companion.runs import RunFolder, TrainingState, load_weights, save_weights
+
+ENTRIES = {"model": {"d_model": 8}, "training": {"epochs": 3, "seed": 0}, "data": {}}
+
+
+def state_with(*losses: float) -> TrainingState:
+    return TrainingState([{"epoch": n, "dev": {"loss": loss}} for n, loss in enumerate(losses, start=1)], 1.5)
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return a model and its optimizer after two updates."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    decayed, others = [model[0].weight], [model[0].bias, *model[1].parameters()]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.1)
+    for _ in range(2):
+        update(model, optimizer)
+    return model, optimizer
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.arange(6.0).view(2, 3)).square().mul(torch.tensor([1.0, 3.0])).sum().backward()
+    optimizer.step()
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [((3.0,), 1), ((3.0, 2.0), 2), ((2.0, 3.0), 1), ((3, 1, 2, 1), 2), ((2.0, 2.0), 1)]
+)
+def test_the_best_epoch_is_the_first_with_the_lowest_dev_loss(losses, best):
+    assert state_with(*losses).best_epoch() == best
+
+
+def test_without_a_dev_split_the_last_epoch_is_the_best():
+    assert TrainingState([{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]).best_epoch() == 3
+
+
+def test_claiming_makes_the_folder_and_writes_the_config(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "first")
+    run.claim(ENTRIES, resume=False)
+    assert json.loads(run.config.read_text()) == ENTRIES
+    assert list(run.folder.iterdir()) == [run.config]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_holds_other_files_can_be_claimed(tmp_path, resume):
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder(tmp_path).claim(ENTRIES, resume=resume)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "record.json", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path, name):
+    (tmp_path / name).write_text("of a run")
+    with pytest.raises(FileExistsError, match=re.escape(f"{tmp_path} already holds a run; resume it or name")):
+        RunFolder(tmp_path).claim(ENTRIES, resume=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "of a run"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_is_no_run_folder(tmp_path, resume):
+    path = tmp_path / "run"
+    path.write_text("a file")
+    with pytest.raises(FileExistsError, match=re.escape(f"{path} is a file; name a folder")):
+        RunFolder(path).claim(ENTRIES, resume=resume)
+    assert path.read_text() == "a file"
+
+
+def test_the_same_config_can_be_claimed_again_to_resume(tmp_path):
+    run = RunFolder(tmp_path)
+    run.claim(ENTRIES, resume=True)
+    before = run.config.stat()
+    run.claim(ENTRIES, resume=True)
+    assert run.config.stat() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model": {"d_model": 9}}, "model.d_model"),
+        ({"training": {"epochs": 4, "seed": 1}}, "training.epochs, training.seed"),
+        ({"training": {"epochs": 3}}, "training.seed"),
+        ({"data": {"corpus": "toy"}}, "data.corpus"),
+    ],
+)
+def test_another_config_is_refused_and_its_fields_are_named(tmp_path, changed, named):
+    run = RunFolder(tmp_path)
+    run.claim(ENTRIES, resume=False)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} was started with other settings ({named})")):
+        run.claim(ENTRIES | changed, resume=True)
+    assert json.loads(run.config.read_text()) == ENTRIES
+
+
+def test_a_checkpoint_restores_model_optimizer_and_state(tmp_path):
+    run = RunFolder(tmp_path)
+    model, optimizer = trained()
+    run.save(state_with(0.5, 0.25), model, optimizer)
+
+    other = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    decayed, others = [other[0].weight], [other[0].bias, *other[1].parameters()]
+    fresh = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.1)
+    assert run.restore(other, fresh) == state_with(0.5, 0.25)
+    assert_equal(other.state_dict(), model.state_dict())
+    for index, tensors in optimizer.state_dict()["state"].items():
+        assert_equal(fresh.state_dict()["state"][index], tensors)
+    assert [group["weight_decay"] for group in fresh.param_groups] == [0.1, 0.01]
+    update(model, optimizer)
+    update(other, fresh)
+    assert_equal(other.state_dict(), model.state_dict())
+
+
+def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
+    model, optimizer = trained()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert RunFolder(tmp_path).restore(model, optimizer) == TrainingState([], 0.0)
+    assert_equal(model.state_dict(), before)
+
+
+def test_the_best_weights_stay_while_the_checkpoint_moves_on(tmp_path):
+    run = RunFolder(tmp_path)
+    model, optimizer = trained()
+    run.save(state_with(0.5), model, optimizer)
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    update(model, optimizer)
+    run.save(state_with(0.5, 0.75), model, optimizer)
+    assert_equal(load_file(run.weights), best)
+    assert_equal(load_file(run.checkpoints / "epoch-0002" / "model.safetensors"), model.state_dict())
+    update(model, optimizer)
+    run.save(state_with(0.5, 0.75, 0.25), model, optimizer)
+    assert_equal(load_file(run.weights), model.state_dict())
+
+
+def test_only_the_last_checkpoint_is_kept_in_files_that_need_no_unpickling(tmp_path):
+    run = RunFolder(tmp_path)
+    model, optimizer = trained()
+    (run.checkpoints / ".epoch-0002.tmp").mkdir(parents=True)
+    (run.checkpoints / ".epoch-0002.tmp" / "half-written").touch()
+    run.save(state_with(0.5), model, optimizer)
+    run.save(state_with(0.5, 0.25), model, optimizer)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        "checkpoints/epoch-0002/model.safetensors",
+        "checkpoints/epoch-0002/optimizer.safetensors",
+        "checkpoints/epoch-0002/state.json",
+        "model.safetensors",
+    ]
+    assert [path.name for path in run.checkpoints.iterdir()] == ["epoch-0002"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    model, optimizer = trained()
+    run.save(state_with(0.5), model, optimizer)
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("companion.runs.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        run.save(state_with(0.5, 0.75), model, optimizer)
+    assert run.restore(model, optimizer) == state_with(0.5)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name):
+    run = RunFolder(tmp_path)
+    model, optimizer = trained()
+    run.save(state_with(0.5), model, optimizer)
+    path = run.checkpoints / "epoch-0001" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        run.restore(model, optimizer)
+
+
+def test_weights_come_back_bit_by_bit(tmp_path):
+    tensors = {
+        "transposed": torch.randn(3, 4, dtype=torch.float64).T,
+        "bf16": torch.randn(5).bfloat16(),
+        "step": torch.tensor(7.0),
+        "trained": nn.Parameter(torch.randn(2)),
+    }
+    save_weights(tensors, tmp_path / "model.safetensors")
+    assert_equal(load_weights(tmp_path / "model.safetensors"), tensors)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:-1], lambda whole: whole[:5], lambda whole: b"", lambda _: b"x" * 99]
+)
+def test_damaged_weights_are_named(tmp_path, damage):
+    path = tmp_path / "model.safetensors"
+    save_weights({"weight": torch.ones(9)}, path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
+        load_weights(path)
+    with pytest.raises(FileNotFoundError):
+        load_weights(tmp_path / "nowhere.safetensors")

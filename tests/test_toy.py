@@ -1,0 +1,161 @@
+import itertools
+import random
+import re
+import string
+from collections import Counter, defaultdict
+
+import pytest
+import torch
+
+from companion import toy
+from companion.text import WordTokenizer
+
+GOOD = {"good", "great", "brilliant", "moving", "clever", "funny", "fresh", "convincing"}
+BAD = {"bad", "terrible", "dull", "clumsy", "boring", "flat", "tired", "tedious"}
+DENIED = re.compile(r"(?:\bnot|\bnobody would call the [a-z ]+|\bthan) (\w+)")
+SET_ASIDE = re.compile(r"(?:i expected a|may be|some call it) (\w+)")
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return toy.reviews(7_000, seed=0)
+
+
+def judge(text: str) -> set[int]:
+    """Read a review without the grammar: what is denied counts the other way round, what is set aside not at all."""
+    denied, set_aside = Counter(DENIED.findall(text)), Counter(SET_ASIDE.findall(text))
+    verdicts = set()
+    for word in re.findall(r"\w+", text):
+        if word in GOOD | BAD and not set_aside[word]:
+            verdicts.add(int((word in GOOD) != bool(denied[word])))
+    return verdicts
+
+
+def test_every_label_follows_from_reading_the_review(sample):
+    assert all(judge(text) == {label} for text, label in sample)
+
+
+@pytest.mark.parametrize("phrase", ["not", "nobody would call", "at all", "expected", "may be", "some call", "than"])
+def test_negation_and_contrast_occur_in_reviews_of_both_labels(sample, phrase):
+    counts = Counter(label for text, label in sample if phrase in text)
+    assert min(counts[0], counts[1]) > 100
+
+
+def contrasted(reviews):
+    """Return the share of reviews that hold a good word and a bad one."""
+    words = [set(text.split()) for text, _ in reviews]
+    return sum(bool(GOOD & one) and bool(BAD & one) for one in words) / len(words)
+
+
+@pytest.mark.parametrize(("size", "most"), [(1_000, 0.55), (7_000, 0.6)])
+def test_at_least_half_of_the_verdicts_weigh_a_good_word_against_a_bad_one(size, most):
+    assert 0.5 - 2 * 0.5 / size**0.5 < contrasted(toy.reviews(size, seed=0)) < most
+
+
+def test_every_part_of_a_sample_is_like_every_other():
+    sample = toy.reviews(30_000, seed=2)  # plain verdicts run out on the way: without mixing, from 0.55 to 0.59
+    shares = [contrasted(sample[start : start + 10_000]) for start in range(0, 30_000, 10_000)]
+    # The difference of two shares of 10,000 draws each has the standard deviation 0.5 * (2 / 10,000) ** 0.5.
+    assert max(shares) - min(shares) < 4 * 0.5 * (2 / 10_000) ** 0.5
+
+
+def fillings(pattern: str, label: int) -> list[str]:
+    """Return what a pattern of the grammar can become, every filling of its slots."""
+    slots = sorted({slot for _, slot, _, _ in string.Formatter().parse(pattern) if slot})
+    words = (toy._BAD, toy._GOOD)[label], (toy._GOOD, toy._BAD)[label]
+    options = {**toy._FILL, "word": words[0], "opposite": words[1]}
+    combinations = itertools.product(*(options[slot] for slot in slots))
+    return [pattern.format(**dict(zip(slots, filling, strict=True))) for filling in combinations]
+
+
+def bags(texts: list[str]) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(sorted(text.split())) for text in texts)
+
+
+@pytest.mark.parametrize("pattern", toy._CONTRAST)
+def test_the_bags_of_words_of_a_contrast_are_the_same_for_both_labels(pattern):
+    negative, positive = fillings(pattern, 0), fillings(pattern, 1)
+    assert set(negative).isdisjoint(positive)
+    assert bags(negative) == bags(positive)
+
+
+def test_the_bags_of_words_of_plain_verdicts_tell_the_label():
+    negative, positive = ({bag for p in toy._PLAIN for bag in bags(fillings(p, label))} for label in (0, 1))
+    assert negative.isdisjoint(positive)
+
+
+def test_the_bound_is_what_plain_verdicts_and_guessing_make():
+    assert toy.BAG_OF_WORDS_BOUND == 0.5 * 1.0 + 0.5 * 0.5
+
+
+@pytest.mark.parametrize(("crossed", "least"), [(False, 0.45), (True, 0.7)], ids=["counts", "polarity x counts"])
+def test_a_classifier_of_word_counts_stays_below_the_bound(sample, crossed, least):
+    tokenize = WordTokenizer()
+    counted = [Counter(tokenize(text)) for text, _ in sample]
+    words = sorted(set().union(*counted))
+    inputs = torch.tensor([[1.0, *(float(count[word]) for word in words)] for count in counted])
+    if crossed:
+        polarity = torch.tensor([sum(c[w] for w in GOOD) - sum(c[w] for w in BAD) for c in counted])
+        inputs = torch.cat([inputs, inputs * polarity.unsqueeze(1)], dim=1)
+    signs = torch.tensor([2.0 * label - 1 for _, label in sample])
+    weights = torch.linalg.lstsq(inputs[:5_000].double(), signs[:5_000, None].double(), driver="gelsd").solution
+    accuracy = ((inputs[5_000:].double() @ weights).squeeze() * signs[5_000:] > 0).double().mean()
+    # Of 2,000 reviews: the standard deviation of the accuracy is at most 0.5 / 2000 ** 0.5; four of them are 0.045.
+    assert least < accuracy < toy.BAG_OF_WORDS_BOUND + 0.045
+
+
+def test_the_best_of_all_classifiers_of_bags_reaches_the_bound_and_no_more():
+    labels_of_bag = defaultdict(Counter)
+    for pattern, label in itertools.product(toy._PLAIN + toy._CONTRAST, (0, 1)):
+        for bag, count in bags(fillings(pattern, label)).items():
+            labels_of_bag[bag][label] += count
+    by_pattern = {}
+    for pattern in toy._PLAIN + toy._CONTRAST:
+        texts = [(text, label) for label in (0, 1) for text in fillings(pattern, label)]
+        best = (
+            max(labels_of_bag[bag], key=labels_of_bag[bag].get) for bag in (tuple(sorted(t.split())) for t, _ in texts)
+        )
+        by_pattern[pattern] = sum(guess == label for guess, (_, label) in zip(best, texts, strict=True)) / len(texts)
+    plain = sum(by_pattern[pattern] for pattern in toy._PLAIN) / len(toy._PLAIN)
+    contrast = sum(by_pattern[pattern] for pattern in toy._CONTRAST) / len(toy._CONTRAST)
+    assert (plain, contrast) == (1.0, 0.5)
+    assert (plain + contrast) / 2 == toy.BAG_OF_WORDS_BOUND
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 500])
+def test_as_many_as_asked_for_all_different_and_balanced(size):
+    reviews = toy.reviews(size, seed=3)
+    assert len(reviews) == len({text for text, _ in reviews}) == size
+    counts = Counter(label for _, label in reviews)
+    assert (counts[0], counts[1]) == (size - size // 2, size // 2)
+
+
+def test_a_large_sample_has_no_text_twice():
+    reviews = toy.reviews(30_000, seed=1)
+    assert len({text for text, _ in reviews}) == 30_000
+
+
+def test_the_seed_decides(sample):
+    assert toy.reviews(7_000, seed=0) == sample
+    assert toy.reviews(50, seed=1) != toy.reviews(50, seed=0)
+
+
+@pytest.mark.unhooked  # beartype draws random numbers of its own
+def test_the_caller_s_random_numbers_are_left_alone():
+    random.seed(5)
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    toy.reviews(100, seed=2)
+    assert random.getstate() == state
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_labels_are_in_random_order(sample):
+    changes = sum(a.label != b.label for a, b in itertools.pairwise(sample))
+    # Independent flips change label in half of the places, with a standard deviation of 42.
+    assert abs(changes - 3_500) < 4 * 42
+
+
+@pytest.mark.parametrize("size", [-1, 100_001])
+def test_a_size_out_of_range_is_refused(size):
+    with pytest.raises(ValueError, match=f"n={size}; choose 0 to 100,000"):
+        toy.reviews(size)
