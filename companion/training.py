@@ -265,8 +265,9 @@ def _train_epoch(
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     total = len(batches)  # a LengthBucketSampler makes all its batches to count them
+    description = f"epoch {epoch + 1}/{config.epochs}"
     start, sums, pending = time.perf_counter(), _Sums(accelerator), 0
-    for number, batch in enumerate(bar := _progress_bar(accelerator, batches, epoch, config.epochs), start=1):
+    for number, batch in enumerate(bar := _progress_bar(accelerator, batches, description), start=1):
         updates = number % config.gradient_accumulation_steps == 0 or number == total
         with nullcontext() if updates else accelerator.no_sync(model):
             loss = loss_fn(model, send_to_device(batch, accelerator.device))
@@ -303,7 +304,7 @@ def _evaluate(accelerator: Accelerator, model: nn.Module, batches: Batches, loss
     model.eval()
     sums = _Sums(accelerator)
     with torch.inference_mode():
-        for batch in batches:
+        for batch in _progress_bar(accelerator, batches, "evaluation", leave=False):
             sums.add(loss_fn(model, send_to_device(batch, accelerator.device)))
     model.train(was_training)
     return sums.means()[0]
@@ -371,7 +372,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     ]
 
 
-def _progress_bar(accelerator: Accelerator, batches: Batches, epoch: int, epochs: int) -> Any:
+def _progress_bar(accelerator: Accelerator, batches: Batches, description: str, *, leave: bool = True) -> Any:
     # On the main process the environment variable TQDM_DISABLE decides.
     hidden: dict[str, Any] = {} if accelerator.is_main_process else {"disable": True}
-    return tqdm(batches, desc=f"epoch {epoch + 1}/{epochs}", unit="batch", mininterval=1.0, **hidden)
+    return tqdm(batches, desc=description, unit="batch", mininterval=1.0, leave=leave, **hidden)

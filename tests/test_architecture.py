@@ -1,6 +1,8 @@
 """The package's architecture: who may import whom, what nobody may call, and a test file for every module."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -109,6 +111,26 @@ def test_module_keeps_the_architecture(path, problems):
 def test_every_module_has_its_test_file():
     tests = [path.stem for path in (ROOT / "tests").glob("test_*.py")]
     assert untested([path.stem for path in MODULES], tests) == []
+
+
+def test_public_names_are_loaded_when_they_are_first_used():
+    code = """
+import sys
+import companion
+heavy = {"torch", "numpy", "matplotlib", "accelerate", "torchtext", "tyro"} & set(sys.modules)
+assert not heavy, heavy
+for name in companion.__all__:
+    getattr(companion, name)
+assert companion.train.__module__ == "companion.training"
+try:
+    companion.nothing_of_this_name
+except AttributeError as error:
+    assert "nothing_of_this_name" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from mdit_py_plugins.substitution import substitution_plugin
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+import companion
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "book").rglob("*.ipynb"))
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
@@ -250,6 +252,12 @@ def test_table_of_contents_is_complete():
         path.relative_to(ROOT).as_posix() for suffix in ("md", "ipynb") for path in ROOT.glob(f"book/**/*.{suffix}")
     }
     assert toc_problems(toc, pages) == []
+
+
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\.\. auto(?:class|function|module):: companion\.(\w+)$", page, re.MULTILINE))
+    assert set(companion.__all__) - shown == set()
 
 
 def test_site_and_package_name_the_same_repository():

@@ -1,6 +1,7 @@
 """The two commands that run chapters, `make book` and `make notebooks`, on a book of two small pages."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,17 @@ def test_book_executes_a_chapter_once_for_each_version_of_the_package(book):
     module.write_text("x = 1\n")
     assert make(book, "book").returncode == 0
     assert executions(book) == 2
+
+
+def test_site_asks_nothing_of_other_hosts(book):
+    assert make(book, "book").returncode == 0
+    asked = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?((?:https?:)?//[^\s\"'>]*)")
+    pages = list((book / "_build" / "html").rglob("*.html"))
+    assert {path.name for path in pages} >= {"index.html", "chapter.html"}
+    assert {(path.name, address) for path in pages for address in asked.findall(path.read_text("utf-8"))} == set()
+    index = book / "_build" / "html" / "book" / "index.html"
+    (formulas,) = re.findall(r'<script\b[^>]*\bsrc="([^"?]*mathjax[^"?]*)', index.read_text("utf-8"))
+    assert (index.parent / formulas).is_file()
 
 
 def test_book_fails_until_the_fault_is_mended(book):

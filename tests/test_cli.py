@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -353,6 +354,22 @@ def test_help_is_printed_and_ends_well(capsys, arguments):
         main(arguments)
     assert stop.value.code == 0
     assert "usage: python -m companion" in capsys.readouterr().out
+
+
+def test_training_shows_loss_accuracy_speed_and_the_time_left(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    command = [sys.executable, "-m", "companion", "train", "toy", "--output", tmp_path / "run", *SMALL]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    last = re.findall(r"epoch 2/2: [^\r\n]*", ran.stderr)[-1]
+    record = TrainingRecord.load(tmp_path / "run" / "record.json")
+    # Elapsed and remaining time, batches a second, and the means over the whole epoch.
+    assert re.search(r"100%\|.*\| (\d+)/\1 \[\d\d:\d\d<\d\d:\d\d, .*batch/s, loss=", last)
+    figures = record.history[-1]["train"]
+    assert f"loss={figures['loss']:.3f}, accuracy={figures['accuracy']:.3f}, tokens/s=" in last
+    (shown,) = re.findall(r"tokens/s=([\d,]+)", last)
+    measured = record.history[-1]["tokens"] / record.history[-1]["seconds"]
+    assert int(shown.replace(",", "")) == pytest.approx(measured, rel=0.1)
 
 
 def test_the_module_runs_as_a_program_with_exit_codes_and_without_a_traceback(run, tmp_path):
