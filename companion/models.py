@@ -28,12 +28,12 @@ class ClassifierConfig:
         dropout: Dropout probability of the layers, as in `EncoderLayer`.
         attention_dropout: That of the attention weights; it keeps a CPU from the fused kernel.
         embedding_dropout: That of the embeddings.
-        word_dropout: The probability with which training hides a token: nothing attends to it, and the mean leaves
-            it out.
+        word_dropout: The probability with which training replaces a token by the unknown one.
         positions: How positions enter: ``"sinusoidal"``, ``"learned"`` or ``"none"``.
         norm_first: Pre-norm instead of post-norm.
         activation: The feed-forward networks', ``"gelu"`` or ``"relu"``.
         pad_id: The id of padding.
+        unknown_id: The id of the unknown token.
 
     Raises:
         ValueError: If a value is out of range; the message names the field and what would do.
@@ -53,6 +53,7 @@ class ClassifierConfig:
     norm_first: bool = False
     activation: Activation = "gelu"
     pad_id: int = 0
+    unknown_id: int = 1
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length"):
@@ -65,8 +66,9 @@ class ClassifierConfig:
         for field in ("dropout", "attention_dropout", "embedding_dropout", "word_dropout"):
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise ValueError(f"{field}={getattr(self, field)}; choose 0 <= {field} < 1")
-        if not 0 <= self.pad_id < self.vocab_size:
-            raise ValueError(f"pad_id={self.pad_id}; choose 0 <= pad_id < vocab_size={self.vocab_size}")
+        for field in ("pad_id", "unknown_id"):
+            if not 0 <= getattr(self, field) < self.vocab_size:
+                raise ValueError(f"{field}={getattr(self, field)}; choose 0 <= {field} < vocab_size={self.vocab_size}")
         for field, choices in (("positions", Positions), ("activation", Activation)):
             if getattr(self, field) not in get_args(choices):
                 raise ValueError(f"{field}={getattr(self, field)!r}; choose one of {get_args(choices)}")
@@ -124,11 +126,14 @@ class TextClassifier(nn.Module):
             )
         mask = padding_mask(input_ids, self.config.pad_id)
         if self.training and self.config.word_dropout > 0:
-            kept = torch.rand(input_ids.shape, device=input_ids.device) >= self.config.word_dropout
-            mask = mask & kept[:, None, None, :]
+            input_ids = self._drop_words(input_ids)
         x = self.dropout(self.positions(self.embedding(input_ids)))
         x = self.encoder(x, mask)
         return self.output(_masked_mean(x, mask[:, 0, 0])).squeeze(-1)
+
+    def _drop_words(self, input_ids: Tensor) -> Tensor:
+        dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
+        return input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
 
 
 def _positions(config: ClassifierConfig) -> nn.Module:

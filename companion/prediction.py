@@ -35,15 +35,15 @@ class Predictor:
         config: What ``config.json`` of its run holds.
 
     Raises:
-        ValueError: If the model has not the vocabulary's size and its id of padding.
+        ValueError: If the model has not the vocabulary's size and its ids of padding and the unknown token.
     """
 
     def __init__(self, model: TextClassifier, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
         shape = model.config
-        if (shape.vocab_size, shape.pad_id) != (len(vocabulary), 0):
+        if (len(vocabulary), 0, 1) != (shape.vocab_size, shape.pad_id, shape.unknown_id):
             raise ValueError(
-                f"the model has vocab_size={shape.vocab_size}, pad_id={shape.pad_id}; "
-                f"expected {len(vocabulary)} and 0, as the vocabulary has"
+                f"the model has vocab_size={shape.vocab_size}, pad_id={shape.pad_id}, unknown_id={shape.unknown_id}; "
+                f"expected {len(vocabulary)}, 0, 1, as the vocabulary has"
             )
         self._tokenize = WordTokenizer()
         self._device = default_device()

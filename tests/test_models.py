@@ -241,16 +241,16 @@ def test_embedding_dropout_zeroes_elements_of_what_enters_the_encoder():
     assert 1 - kept.double().mean().item() == pytest.approx(0.4, abs=5 * math.sqrt(0.24 / kept.numel()))
 
 
-@pytest.mark.parametrize("pad_id", [0, 3])
-def test_word_dropout_classifies_the_words_that_are_left_at_the_places_where_they_stand(pad_id):
+@pytest.mark.parametrize(("pad_id", "unknown_id"), [(0, 1), (3, 0)])
+def test_word_dropout_replaces_each_word_with_its_probability_by_the_unknown_one(pad_id, unknown_id):
     p, rows, words = 0.3, 4_000, (5, 2, 7)
-    model = make_model(word_dropout=p, pad_id=pad_id)
+    model = make_model(word_dropout=p, pad_id=pad_id, unknown_id=unknown_id)
     padded = [*words, pad_id, pad_id]
     logits = model(torch.tensor([padded]).expand(rows, -1))
     model.eval()
     seen = Counter()
     for kept in itertools.product([False, True], repeat=len(words)):
-        text = [word if keep else pad_id for word, keep in zip(words, kept, strict=True)]
+        text = [word if keep else unknown_id for word, keep in zip(words, kept, strict=True)]
         seen[kept] = torch.isclose(logits, model(torch.tensor([text])), rtol=0, atol=1e-10).sum().item()
     assert seen.total() == rows
     for kept, count in seen.items():
@@ -290,7 +290,11 @@ def test_the_hook_checks_the_types_of_a_config_in_the_other_tests():
         *(({field: value}, f"{field}={value}; choose 0 <= {field} < 1") for field in DROPOUTS for value in (-0.1, 1.0)),
         ({"num_heads": 3}, "num_heads=3 does not divide d_model=8"),
         ({"d_model": 7, "num_heads": 1}, "d_model=7 is odd; sinusoidal positions need an even one"),
-        *(({"pad_id": value}, f"pad_id={value}; choose 0 <= pad_id < vocab_size=11") for value in (-1, 11)),
+        *(
+            ({field: value}, f"{field}={value}; choose 0 <= {field} < vocab_size=11")
+            for field in ("pad_id", "unknown_id")
+            for value in (-1, 11)
+        ),
         ({"positions": "rotary"}, r"positions='rotary'; choose one of \('sinusoidal', 'learned', 'none'\)"),
         ({"activation": "tanh"}, r"activation='tanh'; choose one of \('relu', 'gelu'\)"),
     ],

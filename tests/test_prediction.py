@@ -162,14 +162,15 @@ def test_damaged_weights_are_named(run):
 def test_a_vocabulary_of_another_size_is_named(run):
     Vocabulary(["<pad>", "<unk>", "good"]).save(run.vocabulary)
     with pytest.raises(
-        ValueError, match=re.escape(f"{run.vocabulary} does not fit {run.config}") + ".*expected 3 and 0"
+        ValueError, match=re.escape(f"{run.vocabulary} does not fit {run.config}") + ".*expected 3, 0, 1"
     ):
         load_run(run.folder)
 
 
-def test_another_id_of_padding_than_the_vocabularys_is_refused():
-    config = ClassifierConfig(**{**asdict(CONFIG), "pad_id": 2})
-    with pytest.raises(ValueError, match="pad_id=2; expected 7 and 0, as the vocabulary has"):
+@pytest.mark.parametrize("ids", [{"pad_id": 2}, {"unknown_id": 2}, {"pad_id": 1, "unknown_id": 0}])
+def test_other_ids_than_the_vocabularys_are_refused(ids):
+    config = ClassifierConfig(**{**asdict(CONFIG), **ids})
+    with pytest.raises(ValueError, match="expected 7, 0, 1, as the vocabulary has"):
         Predictor(TextClassifier(config), VOCABULARY, {})
 
 
