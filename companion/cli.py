@@ -52,6 +52,12 @@ class _TrainClassifier:
 class TrainIMDB(_TrainClassifier):
     """Train on the real IMDB reviews; a tenth of the training split, films apart, is the dev split."""
 
+    model: ClassifierConfig = field(
+        default_factory=lambda: ClassifierConfig(
+            vocab_size=10_000, d_model=32, d_ff=128, max_length=1_024, word_dropout=0.3
+        )
+    )
+
     def run(self) -> None:
         """Train, measure, print."""
         _train(self, "imdb")

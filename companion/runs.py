@@ -33,10 +33,15 @@ class TrainingState:
     wall_seconds: float = 0.0
 
     def best_epoch(self) -> int:
-        """Return the epoch whose weights are kept: lowest dev loss; the last one where there is no dev split."""
+        """Return the epoch whose weights are kept.
+
+        It is the one with the highest dev accuracy, of several the one with the lowest dev loss; where the loss
+        function gives no accuracy the loss alone decides, and without a dev split it is the last one.
+        """
         if "dev" not in self.history[-1]:
             return len(self.history)
-        return 1 + min(range(len(self.history)), key=lambda index: self.history[index]["dev"]["loss"])
+        devs = [entry["dev"] for entry in self.history]
+        return 1 + min(range(len(devs)), key=lambda index: (-devs[index].get("accuracy", 0.0), devs[index]["loss"]))
 
 
 class RunFolder:

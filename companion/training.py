@@ -134,8 +134,8 @@ def train(
         batches: Training batches. Where they, or their ``batch_sampler``, have ``set_epoch``, it is called.
         config: How to train.
         loss_fn: From model and batch to a `LossOutput`.
-        eval_batches: The dev split, evaluated after each epoch; the weights with the lowest loss on it are kept.
-            Without it, the last ones are.
+        eval_batches: The dev split, evaluated after each epoch; the weights with the highest accuracy on it are kept,
+            or with the lowest loss where ``loss_fn`` gives no accuracy. Without it, the last ones are.
         output: The run folder to write; ``None`` writes nothing.
         resume: Go on after the last whole epoch in ``output``; where nothing is saved there, start afresh.
         data: Which data this is, noted in ``config.json``.

@@ -43,6 +43,12 @@ def test_the_best_epoch_is_the_first_with_the_lowest_dev_loss(losses, best):
     assert state_with(*losses).best_epoch() == best
 
 
+def test_accuracy_goes_before_loss_and_loss_decides_between_equals():
+    devs = [(0.50, 0.3), (0.75, 0.9), (0.75, 0.8), (0.75, 0.8), (0.625, 0.1)]
+    history = [{"epoch": n, "dev": {"loss": loss, "accuracy": accuracy}} for n, (accuracy, loss) in enumerate(devs, 1)]
+    assert TrainingState(history).best_epoch() == 3
+
+
 def test_without_a_dev_split_the_last_epoch_is_the_best():
     assert TrainingState([{"epoch": 1}, {"epoch": 2}, {"epoch": 3}]).best_epoch() == 3
 

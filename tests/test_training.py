@@ -435,7 +435,9 @@ def test_the_record_has_the_agreed_schema(finished):
         for split in ("train", "dev"):
             assert set(entry[split]) == {"loss", "accuracy"}
             assert 0 <= entry[split]["accuracy"] <= 1
-    assert entries["dev"] == min((entry["dev"] for entry in entries["history"]), key=lambda dev: dev["loss"])
+    assert entries["dev"] == max(
+        (entry["dev"] for entry in entries["history"]), key=lambda dev: (dev["accuracy"], -dev["loss"])
+    )
     assert entries["test"] is None
     assert entries["wall_seconds"] >= round(sum(entry["seconds"] for entry in entries["history"]), 1)
 
