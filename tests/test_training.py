@@ -692,7 +692,7 @@ def main(output, union=False):
     batches = Union(seed=1) if union else loader(seed=1)
     dev = Union(shuffle=False) if union else loader(shuffle=False)
     config = TrainingConfig(
-        epochs=3, learning_rate=0.05, max_grad_norm=0.7, gradient_accumulation_steps=2, mixed_precision="no"
+        epochs=3, learning_rate=0.05, max_grad_norm=3.0, gradient_accumulation_steps=2, mixed_precision="no"
     )
     record = train(model, batches, config, loss_fn=loss_fn, eval_batches=dev, output=output)
     measured = evaluate(model, dev, loss_fn=loss_fn)
