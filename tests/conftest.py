@@ -13,3 +13,12 @@ def unhooked(request, monkeypatch):
     """Switch the jaxtyping and beartype hook off for tests marked ``unhooked``; it asks this flag at every call."""
     if request.node.get_closest_marker("unhooked"):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models as small as those of some tests make threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -17,20 +17,13 @@ from companion.cli import main
 from companion.prediction import load_run
 from companion.records import TrainingRecord
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = [
     *("--model.d-model", "8", "--model.d-ff", "8", "--model.num-layers", "1", "--model.max-length", "16"),
     *("--training.epochs", "2", "--training.learning-rate", "0.01"),
 ]
 DEV_WORD = "kaleidoscopic"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models here are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -28,17 +28,10 @@ from companion.training import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROUNDING = 1e-7
 """Sums in another order differ by 1e-16; AdamW divides that by gradients that may be small. An update is of 1e-2."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models here are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Example(NamedTuple):
