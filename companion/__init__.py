@@ -1,8 +1,8 @@
 """The tested PyTorch package behind *The Measured Transformer*.
 
-Text flows downwards through its files: ``text``, ``toy``, ``batching``, ``attention``, ``positions``, ``layers``,
-``models``, ``records``, ``runs``, ``training``, ``prediction``, ``results``, ``plotting``. The public names below are
-loaded when they are first used.
+Text flows downwards through its files: ``text``, ``toy``, ``batching``, ``cache``, ``attention``, ``positions``,
+``feed_forward``, ``layers``, ``decoding``, ``configs``, ``models``, ``records``, ``runs``, ``training``,
+``prediction``, ``results``, ``plotting``. The public names below are loaded when they are first used.
 """
 
 import lazy_loader

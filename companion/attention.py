@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from companion.cache import KeyValueCache
+from companion.checks import check_device, check_like, check_sequence
+
 
 class AttentionOutput(NamedTuple):
     """What attention returns.
@@ -19,6 +22,12 @@ class AttentionOutput(NamedTuple):
     Attributes:
         output: The mixed values, ``(..., query, d)``.
         weights: The attention weights, ``(..., query, key)``; ``None`` on the fused path, which never forms them.
+
+    Example:
+        >>> query = key = value = torch.eye(2)[None]
+        >>> output, weights = scaled_dot_product_attention(query, key, value)
+        >>> torch.equal(output, weights @ value)
+        True
     """
 
     output: Tensor
@@ -42,11 +51,12 @@ def padding_mask(input_ids: Int[Tensor, "batch length"], pad_id: int = 0) -> Boo
     return (input_ids != pad_id)[:, None, None, :]
 
 
-def causal_mask(length: int) -> Bool[Tensor, "query key"]:
+def causal_mask(length: int, *, device: torch.device | str | None = None) -> Bool[Tensor, "query key"]:
     """Let position i attend to the positions 0 to i (Vaswani et al., 2017, section 3.2.3).
 
     Args:
         length: The number of positions, of queries and of keys alike.
+        device: Where to make the mask.
 
     Returns:
         A lower triangular mask of shape ``(length, length)``.
@@ -55,7 +65,39 @@ def causal_mask(length: int) -> Bool[Tensor, "query key"]:
         >>> causal_mask(3).int().tolist()
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
-    return torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def sliding_window_mask(
+    length: int, window: int, *, device: torch.device | str | None = None
+) -> Bool[Tensor, "query key"]:
+    """Let each position attend to itself and to the ``window - 1`` positions on either side of it.
+
+    This is the local attention of Longformer (Beltagy et al., 2020, arXiv:2004.05150, section 3.1). Joined with
+    `causal_mask` by ``&`` it leaves the last ``window`` positions, as in Mistral 7B (Jiang et al., 2023,
+    arXiv:2310.06825, section 2).
+
+    Args:
+        length: The number of positions, of queries and of keys alike.
+        window: How far it reaches, the position itself included; 1 or more.
+        device: Where to make the mask.
+
+    Returns:
+        A mask of shape ``(length, length)``, ``True`` where ``|query - key| < window``.
+
+    Raises:
+        ValueError: If ``window`` is not positive.
+
+    Example:
+        >>> sliding_window_mask(4, 2).int().tolist()
+        [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+        >>> (sliding_window_mask(4, 2) & causal_mask(4)).int().tolist()
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+    if window < 1:
+        raise ValueError(f"window={window}; choose 1 or more, for each position sees itself")
+    position = torch.arange(length, device=device)
+    return (position[:, None] - position).abs() < window
 
 
 def scaled_dot_product_attention(
@@ -85,15 +127,17 @@ def scaled_dot_product_attention(
         weights sums to 1, or to 0 where the query may attend nowhere.
 
     Raises:
-        TypeError: If ``mask`` is not bool, or ``bias`` not floating.
-        ValueError: If a shape does not fit.
+        TypeError: If ``mask`` is not bool, another input not floating, or ``key`` or ``value`` of another dtype than
+            ``query``.
+        ValueError: If a shape or a device does not fit.
 
     Example:
         >>> query = key = torch.eye(2)[None]
         >>> scaled_dot_product_attention(query, key, torch.eye(2)[None], mask=causal_mask(2)).weights[0, 0]
         tensor([1., 0.])
     """
-    _check_attention_inputs(query, key, value, mask, bias)
+    _check_queries_keys_values(query, key, value)
+    _check_mask_and_bias(query, key, mask, bias)
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
@@ -108,17 +152,25 @@ def scaled_dot_product_attention(
 class MultiHeadAttention(nn.Module):
     r"""Attention in ``num_heads`` subspaces at once: ``concat(head_1 ... head_h) @ W_O`` (section 3.2.2).
 
-    Each head projects queries, keys and values to ``d_model / num_heads`` dimensions and attends there. The three
+    Each head projects queries, keys and values to ``head_dim`` dimensions and attends there. The three
     projections stand one under the other in ``in_proj``, so that self-attention makes them with one product.
 
     Args:
         d_model: Width of the inputs and of the output.
-        num_heads: Number of heads; it must divide ``d_model``.
+        num_heads: Number of heads, of queries.
+        head_dim: Width of a head; ``None`` = ``d_model / num_heads``.
+        num_kv_heads: Number of heads of keys and values, each shared by ``num_heads / num_kv_heads`` heads of queries
+            (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245); 1 is multi-query attention (Shazeer,
+            2019, arXiv:1911.02150); ``None`` = ``num_heads``.
         dropout: Dropout probability of the attention weights, in training only.
         bias: Whether the projections add a bias.
+        rotary: What turns the queries and keys of self-attention by their positions, such as a
+            `companion.RotaryEmbedding` of ``head_dim``, called with ``(batch, heads, length, head_dim)`` and the number
+            of positions in the cache.
 
     Raises:
-        ValueError: If ``num_heads`` does not divide ``d_model``.
+        ValueError: If ``num_heads`` does not divide ``d_model`` and no ``head_dim`` is given, if ``num_kv_heads`` does
+            not divide ``num_heads``, or if ``dropout`` is no probability.
 
     Example:
         >>> attention = MultiHeadAttention(d_model=16, num_heads=2)
@@ -126,18 +178,38 @@ class MultiHeadAttention(nn.Module):
         tensor([0.5000, 0.5000, 0.0000], grad_fn=<SelectBackward0>)
     """
 
-    def __init__(self, d_model: int, num_heads: int, *, dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        num_kv_heads: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        if num_heads < 1 or d_model % num_heads:
+        if num_heads < 1 or (head_dim is None and d_model % num_heads):
             raise ValueError(f"num_heads={num_heads} does not divide d_model={d_model}; choose one that does")
+        head_dim = d_model // num_heads if head_dim is None else head_dim
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if head_dim < 1:
+            raise ValueError(f"head_dim={head_dim}; choose 1 or more")
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}; choose one that does")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is not a probability; choose 0 <= dropout < 1")
         self.d_model = d_model
         self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.num_kv_heads = num_kv_heads
         self.dropout = dropout
-        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
-        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
-        for weight in (*self.in_proj.weight.chunk(3), self.out_proj.weight):
+        self.rotary = rotary
+        self._widths = (num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim)
+        self.in_proj = nn.Linear(d_model, sum(self._widths), bias=bias)
+        self.out_proj = nn.Linear(num_heads * head_dim, d_model, bias=bias)
+        for weight in (*self.in_proj.weight.split(self._widths), self.out_proj.weight):
             nn.init.xavier_uniform_(weight)
         if bias:
             nn.init.zeros_(self.in_proj.bias)
@@ -151,16 +223,19 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         *,
         bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
         need_weights: bool = False,
     ) -> AttentionOutput:
         """Attend from ``query`` to ``key`` and ``value``.
 
         Args:
             query: ``(batch, query, d_model)``.
-            key: ``(batch, key, d_model)``; left out, it is ``query`` (self-attention).
+            key: ``(batch, key, d_model)``; left out, or the same tensor, it is ``query`` (self-attention).
             value: ``(batch, key, d_model)``; left out, it is ``key``.
             mask: Bool, broadcastable to ``(batch, heads, query, key)``; ``True`` = may attend.
             bias: Added to the scaled scores, broadcastable to ``(batch, heads, query, key)``.
+            cache: Keys and values of earlier calls. Self-attention attends to them and to those of this call, which
+                it adds; ``key`` in the shapes above then counts both. Cross-attention projects its memory once.
             need_weights: Take the explicit path, which returns the weights.
 
         Returns:
@@ -168,32 +243,59 @@ class MultiHeadAttention(nn.Module):
             ``need_weights``, else ``None``.
 
         Raises:
-            TypeError: If ``mask`` is not bool, or ``bias`` not floating.
-            ValueError: If a shape does not fit, or ``value`` is given without ``key``.
+            TypeError: If ``mask`` is not bool, ``bias`` not floating, or an input of another dtype than the module.
+            ValueError: If a shape or a device does not fit, ``value`` is given without ``key``, or ``key`` to a module
+                with rotary positions, which two sequences do not share.
         """
-        q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
+        q, k, v = self._project(query, key, value, cache)
         dropout_p = self.dropout if self.training else 0.0
         if need_weights:
+            k, v = (x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for x in (k, v))
             heads, weights = scaled_dot_product_attention(q, k, v, mask, bias=bias, dropout_p=dropout_p)
         else:
             heads, weights = _fused_attention(q, k, v, mask, bias, dropout_p), None
         return AttentionOutput(self.out_proj(heads.transpose(1, 2).flatten(2)), weights)
 
-    def _project(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, ...]:
+    def _project(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, cache: KeyValueCache | None
+    ) -> tuple[Tensor, ...]:
         if key is None and value is not None:
             raise ValueError("value is given without key; give both, or neither for self-attention")
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if x is not None and (x.dim() != 3 or x.size(-1) != self.d_model):
-                raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (batch, length, d_model={self.d_model})")
-        if key is None:
-            return self.in_proj(query).chunk(3, dim=-1)
+        key = query if key is None else key
         value = key if value is None else value
-        biases = self.in_proj.bias.chunk(3) if self.in_proj.bias is not None else (None, None, None)
-        inputs_and_parameters = zip((query, key, value), self.in_proj.weight.chunk(3), biases, strict=True)
-        return tuple(F.linear(x, weight, bias) for x, weight, bias in inputs_and_parameters)
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            check_sequence(name, x, self.d_model)
+            check_like(name, x, self.in_proj.weight, "module")
+            if x.size(0) != query.size(0):
+                raise ValueError(f"{name} has batch {x.size(0)}; expected {query.size(0)}, the query's")
+        if key.size(1) != value.size(1):
+            raise ValueError(f"value has length {value.size(1)}; expected {key.size(1)}, the key's")
+        if key is query and value is query:
+            return self._project_self(query, cache)
+        if self.rotary is not None:
+            raise ValueError("key is given to an attention with rotary positions; leave it out, or make one without")
+        q = self._project_rows(query, 0)
+        if cache is None:
+            return q, *self._project_memory(key, value)
+        return q, *cache.once(self, key, value, self._project_memory)
+
+    def _project_self(self, x: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, ...]:
+        q, k, v = map(self._split_heads, self.in_proj(x).split(self._widths, dim=-1))
+        if self.rotary is not None:
+            offset = 0 if cache is None else cache.length_in(self)
+            q, k = self.rotary(q, offset), self.rotary(k, offset)
+        return (q, k, v) if cache is None else (q, *cache.extend(self, k, v))
+
+    def _project_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self._project_rows(key, 1), self._project_rows(value, 2)
+
+    def _project_rows(self, x: Tensor, which: int) -> Tensor:
+        """Apply one of the three projections that stand in ``in_proj``."""
+        bias = None if self.in_proj.bias is None else self.in_proj.bias.split(self._widths)[which]
+        return self._split_heads(F.linear(x, self.in_proj.weight.split(self._widths)[which], bias))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (b, n, d) -> (b, h, n, d / h)
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, n, h * d) -> (b, h, n, d)
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> "MultiHeadAttention":
@@ -210,6 +312,12 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             ValueError: If ``module`` has ``kdim``, ``vdim``, ``add_bias_kv`` or ``add_zero_attn`` set.
+
+        Example:
+            >>> theirs, x = nn.MultiheadAttention(16, 2, batch_first=True), torch.randn(1, 3, 16)
+            >>> ours = MultiHeadAttention.from_torch(theirs)
+            >>> torch.allclose(ours(x).output, theirs(x, x, x)[0], atol=1e-6)
+            True
         """
         if module.in_proj_weight is None or module.bias_k is not None or module.add_zero_attn:
             raise ValueError("from_torch takes a MultiheadAttention without kdim, vdim, add_bias_kv and add_zero_attn")
@@ -228,34 +336,41 @@ class MultiHeadAttention(nn.Module):
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
 ) -> Tensor:
-    _check_attention_inputs(query, key, value, mask, bias)
+    _check_mask_and_bias(query, key, mask, bias)
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p)
+    if mask is not None:
+        mask = torch.atleast_2d(mask)  # the kernel takes no fewer dimensions
+    grouped = key.size(1) != query.size(1)
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, enable_gqa=grouped)
 
 
-def _check_attention_inputs(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None
-) -> None:
+def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> None:
+    if not query.is_floating_point():
+        raise TypeError(f"query has dtype {query.dtype}; expected a floating one")
     if query.size(-1) != key.size(-1):
         raise ValueError(f"key has width {key.size(-1)}; expected the query's width {query.size(-1)}")
     if key.size(-2) != value.size(-2):
         raise ValueError(f"value has length {value.size(-2)}; expected the key's length {key.size(-2)}")
     batch = query.shape[:-2]
     for name, x in (("key", key), ("value", value)):
+        check_like(name, x, query, "query")
         if x.shape[:-2] != batch:
             raise ValueError(f"{name} has batch dimensions {tuple(x.shape[:-2])}; expected the query's {tuple(batch)}")
+
+
+def _check_mask_and_bias(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a query may attend")
     if bias is not None and not bias.is_floating_point():
         raise TypeError(f"bias has dtype {bias.dtype}; expected a floating one, added to the scores")
-    scores_shape = torch.Size((*query.shape[:-1], key.size(-2)))
+    scores = torch.Size((*query.shape[:-1], key.size(-2)))
     for name, x in (("mask", mask), ("bias", bias)):
-        if x is not None and not _broadcasts(x.shape, scores_shape):
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {tuple(scores_shape)}"
-            )
+        if x is not None:
+            check_device(name, x, query, "query")
+            if not _broadcasts(x.shape, scores):
+                raise ValueError(f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {tuple(scores)}")
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:

@@ -1,77 +1,20 @@
-"""Models: the classifier, and the config that describes it."""
+"""Models: the classifier and the sequence-to-sequence model."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import math
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from companion.attention import padding_mask
-from companion.layers import Activation, Encoder
-from companion.positions import LearnedPositionalEmbedding, SinusoidalPositionalEncoding
-
-Positions = Literal["sinusoidal", "learned", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """The shape of a `TextClassifier`.
-
-    Attributes:
-        vocab_size: Number of tokens; on the command line, the most that the vocabulary may hold.
-        d_model: Width.
-        num_heads: Attention heads a layer.
-        d_ff: Inner width of the feed-forward networks.
-        num_layers: Encoder layers.
-        max_length: The longest input, in tokens.
-        dropout: Dropout probability of the layers, as in `EncoderLayer`.
-        attention_dropout: That of the attention weights; it keeps a CPU from the fused kernel.
-        embedding_dropout: That of the embeddings.
-        word_dropout: The probability with which training replaces a token by the unknown one.
-        positions: How positions enter: ``"sinusoidal"``, ``"learned"`` or ``"none"``.
-        norm_first: Pre-norm instead of post-norm.
-        activation: The feed-forward networks', ``"gelu"`` or ``"relu"``.
-        pad_id: The id of padding.
-        unknown_id: The id of the unknown token.
-
-    Raises:
-        ValueError: If a value is out of range; the message names the field and what would do.
-    """
-
-    vocab_size: int = 30_000
-    d_model: int = 64
-    num_heads: int = 2
-    d_ff: int = 256
-    num_layers: int = 1
-    max_length: int = 512
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    embedding_dropout: float = 0.1
-    word_dropout: float = 0.0
-    positions: Positions = "learned"
-    norm_first: bool = False
-    activation: Activation = "gelu"
-    pad_id: int = 0
-    unknown_id: int = 1
-
-    def __post_init__(self) -> None:
-        for field in ("vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}; choose 1 or more")
-        if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")
-        if self.positions == "sinusoidal" and self.d_model % 2:
-            raise ValueError(f"d_model={self.d_model} is odd; sinusoidal positions need an even one")
-        for field in ("dropout", "attention_dropout", "embedding_dropout", "word_dropout"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise ValueError(f"{field}={getattr(self, field)}; choose 0 <= {field} < 1")
-        for field in ("pad_id", "unknown_id"):
-            if not 0 <= getattr(self, field) < self.vocab_size:
-                raise ValueError(f"{field}={getattr(self, field)}; choose 0 <= {field} < vocab_size={self.vocab_size}")
-        for field, choices in (("positions", Positions), ("activation", Activation)):
-            if getattr(self, field) not in get_args(choices):
-                raise ValueError(f"{field}={getattr(self, field)!r}; choose one of {get_args(choices)}")
+from companion.attention import causal_mask, padding_mask
+from companion.cache import KeyValueCache
+from companion.checks import check_ids
+from companion.configs import ClassifierConfig, Seq2SeqConfig
+from companion.decoding import beam_search, greedy_search
+from companion.layers import Encoder, EncoderDecoder
+from companion.positions import LearnedPositionalEmbedding, RotaryEmbedding, SinusoidalPositionalEncoding, alibi_bias
 
 
 class TextClassifier(nn.Module):
@@ -92,7 +35,7 @@ class TextClassifier(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model, padding_idx=config.pad_id)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.embedding.weight[config.pad_id])
-        self.positions = _positions(config)
+        self.positions = _make_positions(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.encoder = Encoder(
             config.num_layers,
@@ -103,6 +46,7 @@ class TextClassifier(nn.Module):
             attention_dropout=config.attention_dropout,
             norm_first=config.norm_first,
             activation=config.activation,
+            rotary=_make_rotary(config),
         )
         self.output = nn.Linear(config.d_model, 1)
 
@@ -116,19 +60,15 @@ class TextClassifier(nn.Module):
             Logits, ``(batch,)``; their sigmoid is the probability of label 1.
 
         Raises:
-            ValueError: If the input is not two-dimensional, or longer than ``config.max_length``.
+            TypeError: If the input is not of an integer dtype.
+            ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
         """
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length)")
-        if input_ids.size(1) > self.config.max_length:
-            raise ValueError(
-                f"input_ids has length {input_ids.size(1)}; expected at most max_length={self.config.max_length}"
-            )
+        check_ids("input_ids", input_ids, self.embedding.weight, self.config.max_length)
         mask = padding_mask(input_ids, self.config.pad_id)
         if self.training and self.config.word_dropout > 0:
             input_ids = self._drop_words(input_ids)
-        x = self.dropout(self.positions(self.embedding(input_ids)))
-        x = self.encoder(x, mask)
+        x = _add_positions(self.embedding(input_ids), self.positions)
+        x = self.encoder(self.dropout(x), mask, bias=_make_bias(self.config, x.size(1), x.size(1), x.device))
         return self.output(_masked_mean(x, mask[:, 0, 0])).squeeze(-1)
 
     def _drop_words(self, input_ids: Tensor) -> Tensor:
@@ -136,12 +76,208 @@ class TextClassifier(nn.Module):
         return input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
 
 
-def _positions(config: ClassifierConfig) -> nn.Module:
+class Seq2SeqTransformer(nn.Module):
+    """The encoder-decoder of Vaswani et al., 2017: ids of a source and of a target's beginning to what comes next.
+
+    Args:
+        config: Its shape.
+
+    Example:
+        >>> config = Seq2SeqConfig(source_vocab_size=10, target_vocab_size=12, d_model=16, num_heads=2, num_layers=1)
+        >>> model, source = Seq2SeqTransformer(config).eval(), torch.tensor([[5, 6, 7]])
+        >>> ids = model.generate(source, max_length=5)
+        >>> torch.equal(model(source, ids[:, :-1])[0].argmax(dim=-1), ids[0, 1:])
+        True
+    """
+
+    def __init__(self, config: Seq2SeqConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.target_embedding = _make_embedding(config.target_vocab_size, config)
+        shared = config.share_embeddings
+        self.source_embedding = None if shared else _make_embedding(config.source_vocab_size, config)
+        self.source_positions, self.target_positions = _make_positions(config), _make_positions(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = EncoderDecoder(
+            config.num_layers,
+            config.d_model,
+            config.num_heads,
+            config.d_ff,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            norm_first=config.norm_first,
+            norm=config.norm,
+            activation=config.activation,
+            head_dim=config.head_dim,
+            num_kv_heads=config.num_kv_heads,
+            rotary=_make_rotary(config, config.head_dim),
+        )
+        self.output = None if config.tie_output else nn.Linear(config.d_model, config.target_vocab_size, bias=False)
+
+    def forward(
+        self, source_ids: Int[Tensor, "batch source"], target_ids: Int[Tensor, "batch target"]
+    ) -> Float[Tensor, "batch target vocab"]:
+        """Return the logits of each next token of the target; padding, at the end of a row, does not change them.
+
+        Args:
+            source_ids: ``(batch, source)``, padded with ``config.pad_id``.
+            target_ids: ``(batch, target)``, from ``config.bos_id`` on, padded with ``config.pad_id``.
+
+        Returns:
+            Logits, ``(batch, target, target_vocab_size)``; those at position i rest on the ids up to i.
+
+        Raises:
+            TypeError: If ids are not of an integer dtype.
+            ValueError: If they are not two-dimensional, longer than ``config.max_length``, or on another device.
+        """
+        memory, memory_mask = self._encode(source_ids)
+        return self._logits(self._decode(target_ids, memory, memory_mask, None))
+
+    def loss(
+        self, logits: Float[Tensor, "batch target vocab"], labels: Int[Tensor, "batch target"]
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        r"""Sum the cross-entropy with smoothed labels over the tokens that are not padding.
+
+        A label's distribution is ``1 - config.label_smoothing`` at the label, plus ``config.label_smoothing`` spread
+        evenly over the vocabulary (Szegedy et al., 2016, arXiv:1512.00567, section 7).
+
+        Args:
+            logits: What `forward` gave for ``target_ids[:, :-1]``.
+            labels: The ids to predict, ``target_ids[:, 1:]``.
+
+        Returns:
+            The summed loss, in nats, and the number of tokens.
+
+        Example:
+            >>> config = Seq2SeqConfig(source_vocab_size=9, target_vocab_size=9, d_model=16, num_layers=1)
+            >>> model, source, target = Seq2SeqTransformer(config), torch.tensor([[5, 6]]), torch.tensor([[2, 7, 3]])
+            >>> loss_sum, count = model.loss(model(source, target[:, :-1]), target[:, 1:])
+            >>> (loss_sum / count).backward()
+        """
+        pad_id = self.config.pad_id
+        loss_sum = F.cross_entropy(
+            logits.flatten(0, 1),
+            labels.flatten().long(),
+            ignore_index=pad_id,
+            reduction="sum",
+            label_smoothing=self.config.label_smoothing,
+        )
+        return loss_sum, (labels != pad_id).sum()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        source_ids: Int[Tensor, "batch source"],
+        *,
+        max_length: int,
+        num_beams: int = 1,
+        length_penalty: float = 0.0,
+        use_cache: bool = True,
+    ) -> Int[Tensor, "batch target"]:
+        """Decode a target for each source, in the model's mode: call ``eval()`` first, or dropout takes part.
+
+        Args:
+            source_ids: ``(batch, source)``, padded with ``config.pad_id``.
+            max_length: The most ids a target may have, the first and the last one included.
+            num_beams: 1 for `greedy_search`, more for `beam_search`.
+            length_penalty: As in `beam_search`.
+            use_cache: Project the keys and values of each token once, instead of at each step anew.
+
+        Returns:
+            Ids, ``(batch, target)``: ``config.bos_id``, tokens, ``config.eos_id`` unless ``max_length`` cut it off,
+            then ``config.pad_id``.
+
+        Raises:
+            TypeError: If ids are not of an integer dtype.
+            ValueError: If they do not fit, or ``max_length``, ``num_beams`` or ``length_penalty`` is out of range.
+
+        Example:
+            >>> config = Seq2SeqConfig(source_vocab_size=9, target_vocab_size=9, d_model=16, num_layers=1)
+            >>> model, source = Seq2SeqTransformer(config).eval(), torch.tensor([[5, 6, 7], [8, 0, 0]])
+            >>> ids = model.generate(source, max_length=6, num_beams=3)
+            >>> torch.equal(ids, model.generate(source, max_length=6, num_beams=3, use_cache=False))
+            True
+        """
+        if not 2 <= max_length <= self.config.max_length:
+            raise ValueError(f"max_length={max_length}; choose 2 to {self.config.max_length}, the config's max_length")
+        if num_beams < 1:
+            raise ValueError(f"num_beams={num_beams}; choose 1 or more")
+        if not length_penalty >= 0:
+            raise ValueError(f"length_penalty={length_penalty}; choose 0 or more")
+        memory, memory_mask = (x.repeat_interleave(num_beams, dim=0) for x in self._encode(source_ids))
+        cache = KeyValueCache() if use_cache else None
+
+        def next_log_probs(ids: Tensor, rows: Tensor | None) -> Tensor:
+            if cache is not None:
+                if rows is not None:
+                    cache.reorder(rows)
+                ids = ids[:, cache.length :]
+            x = self._decode(ids, memory, memory_mask, cache)
+            return self._logits(x[:, -1]).log_softmax(dim=-1)
+
+        start = torch.full((len(source_ids), 1), self.config.bos_id, device=source_ids.device)
+        ends: dict[str, Any] = {"max_length": max_length, "eos_id": self.config.eos_id, "pad_id": self.config.pad_id}
+        if num_beams == 1:
+            return greedy_search(next_log_probs, start, **ends)
+        return beam_search(next_log_probs, start, num_beams=num_beams, length_penalty=length_penalty, **ends)
+
+    def _encode(self, source_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the memory, ``(batch, source, d_model)``, and the mask that hides its padding."""
+        embedding = self.target_embedding if self.source_embedding is None else self.source_embedding
+        check_ids("source_ids", source_ids, embedding.weight, self.config.max_length)
+        x = self._embed(source_ids, embedding, self.source_positions, 0)
+        mask = padding_mask(source_ids, self.config.pad_id)
+        bias = _make_bias(self.config, x.size(1), x.size(1), x.device)
+        return self.transformer.encoder(x, mask, bias=bias), mask
+
+    def _decode(self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """Return what the decoder makes of the target ids that follow those in the cache."""
+        check_ids("target_ids", target_ids, self.target_embedding.weight, self.config.max_length)
+        offset = 0 if cache is None else cache.length
+        length = offset + target_ids.size(1)
+        x = self._embed(target_ids, self.target_embedding, self.target_positions, offset)
+        mask = causal_mask(length, device=x.device)[offset:]
+        bias = _make_bias(self.config, x.size(1), length, x.device)
+        return self.transformer.decoder(x, memory, mask, memory_mask, bias=bias, cache=cache)
+
+    def _embed(self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, offset: int) -> Tensor:
+        x = embedding(ids) * math.sqrt(self.config.d_model)
+        return self.dropout(_add_positions(x, positions, offset))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.target_embedding.weight) if self.output is None else self.output(x)
+
+
+def _make_embedding(vocab_size: int, config: Seq2SeqConfig) -> nn.Embedding:
+    """Make vectors that have unit variance after the product with ``sqrt(d_model)``; padding's is 0."""
+    embedding = nn.Embedding(vocab_size, config.d_model, padding_idx=config.pad_id)
+    nn.init.normal_(embedding.weight, std=config.d_model**-0.5)
+    nn.init.zeros_(embedding.weight[config.pad_id])
+    return embedding
+
+
+def _make_positions(config: ClassifierConfig | Seq2SeqConfig) -> nn.Module | None:
     if config.positions == "sinusoidal":
         return SinusoidalPositionalEncoding(config.max_length, config.d_model)
     if config.positions == "learned":
         return LearnedPositionalEmbedding(config.max_length, config.d_model)
-    return nn.Identity()
+    return None
+
+
+def _add_positions(x: Tensor, positions: nn.Module | None, offset: int = 0) -> Tensor:
+    return x if positions is None else positions(x, offset)
+
+
+def _make_rotary(config: ClassifierConfig | Seq2SeqConfig, head_dim: int | None = None) -> nn.Module | None:
+    return RotaryEmbedding(head_dim or config.d_model // config.num_heads) if config.positions == "rotary" else None
+
+
+def _make_bias(
+    config: ClassifierConfig | Seq2SeqConfig, query_length: int, key_length: int, device: torch.device
+) -> Tensor | None:
+    if config.positions != "alibi":
+        return None
+    return alibi_bias(config.num_heads, query_length, key_length, device=device)
 
 
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:

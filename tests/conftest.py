@@ -15,6 +15,14 @@ def unhooked(request, monkeypatch):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """Forget what torch.compile has seen: it gives up on code that it meets with too many kinds of module."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Models as small as those of some tests make threads only wait for each other."""

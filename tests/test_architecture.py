@@ -14,12 +14,17 @@ MODULES = sorted((ROOT / "companion").glob("*.py"))
 # Text flows downwards: a module imports only from modules that stand before it.
 ORDER = (
     "files",
+    "checks",
     "text",
     "toy",
     "batching",
+    "cache",
     "attention",
     "positions",
+    "feed_forward",
     "layers",
+    "decoding",
+    "configs",
     "models",
     "records",
     "runs",

@@ -18,7 +18,10 @@ from companion.attention import (
     causal_mask,
     padding_mask,
     scaled_dot_product_attention,
+    sliding_window_mask,
 )
+from companion.cache import KeyValueCache
+from companion.positions import RotaryEmbedding, alibi_bias
 
 BATCH, HEADS, QUERIES, KEYS, D_MODEL = 3, 2, 5, 7, 8
 
@@ -90,6 +93,30 @@ def test_padding_mask_by_hand():
 @pytest.mark.parametrize("length", [1, 2, 6])
 def test_causal_mask_lets_a_query_see_itself_and_the_past(length):
     assert causal_mask(length).tolist() == [[key <= query for key in range(length)] for query in range(length)]
+
+
+@pytest.mark.parametrize(("length", "window"), [(1, 1), (5, 1), (5, 2), (6, 4), (4, 9)])
+def test_a_sliding_window_reaches_as_far_on_either_side(length, window):
+    expected = [[abs(query - key) < window for key in range(length)] for query in range(length)]
+    assert sliding_window_mask(length, window).tolist() == expected
+
+
+def test_a_causal_window_leaves_the_last_positions_and_a_wide_one_all_of_them():
+    assert (sliding_window_mask(6, 3) & causal_mask(6)).sum(-1).tolist() == [1, 2, 3, 3, 3, 3]
+    assert torch.equal(sliding_window_mask(6, 6) & causal_mask(6), causal_mask(6))
+
+
+@pytest.mark.parametrize("make", [causal_mask, partial(sliding_window_mask, window=2)])
+def test_a_mask_is_made_where_it_is_asked_for(make):
+    assert make(3).device.type == "cpu"
+    assert make(3, device="meta").is_meta
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_without_the_position_itself_is_refused(window):
+    with pytest.raises(ValueError, match=f"^window={window}; choose 1 or more"):
+        sliding_window_mask(4, window)
 
 
 @masks
@@ -276,6 +303,270 @@ def test_bias_of_multi_head_attention_is_added_to_every_scaled_score(need_weight
 
 
 @paths
+@pytest.mark.parametrize("shape", [(), (1,), (KEYS,), (1, KEYS), (QUERIES, 1), (HEADS, 1, 1), (BATCH, 1, 1, 1)])
+@pytest.mark.parametrize("kind", ["mask", "bias"])
+def test_masks_and_biases_of_any_dimension_broadcast(need_weights, shape, kind):
+    attention = MultiHeadAttention.from_torch(torch_attention())
+    query, key = randn(BATCH, QUERIES, D_MODEL), randn(BATCH, KEYS, D_MODEL)
+    given = torch.rand(shape) > 0.3 if kind == "mask" else randn(*shape)
+    whole = given.expand(BATCH, HEADS, QUERIES, KEYS)
+    attend = partial(attention, query, key, need_weights=need_weights)
+    close(attend(**{kind: given}).output, attend(**{kind: whole}).output)
+
+
+@paths
+def test_without_any_key_the_output_is_that_of_a_query_that_may_attend_nowhere(need_weights):
+    attention = MultiHeadAttention.from_torch(torch_attention())
+    output = attention(randn(BATCH, QUERIES, D_MODEL), randn(BATCH, 0, D_MODEL), need_weights=need_weights).output
+    close(output, attention.out_proj.bias.expand(BATCH, QUERIES, -1))
+
+
+@paths
+@pytest.mark.parametrize("same", [(0, 0, 1), (0, 1, 0), (0, 1, 1)], ids=["key", "value", "key and value"])
+def test_three_inputs_are_told_apart_even_where_two_are_the_same_tensor(need_weights, same):
+    attention = MultiHeadAttention.from_torch(torch_attention())
+    pair = randn(BATCH, QUERIES, D_MODEL), randn(BATCH, QUERIES, D_MODEL)
+    inputs = [pair[which] for which in same]
+    close(
+        attention(*inputs, need_weights=need_weights).output,
+        attention(*[x.clone() for x in inputs], need_weights=need_weights).output,
+    )
+
+
+SHAPES = {
+    "GQA": (4, 2, None),
+    "MQA": (4, 1, None),
+    "narrow heads": (4, 4, 1),
+    "wide and grouped": (6, 3, 5),
+    "as wide as many": (4, 2, 4),
+    "as many groups as queries": (10, QUERIES, 2),
+}
+shapes = pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), SHAPES.values(), ids=SHAPES)
+
+
+def scattered(attention):
+    """Leave no bias at 0, so that each has its effect."""
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return attention.double()
+
+
+def head_by_head(attention, query, key, mask, rotate=lambda x: x):
+    """Project and attend one head at a time, from plain slices of the parameters."""
+    h, kv, d = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    weights, biases = (list(p.split(d)) for p in (attention.in_proj.weight, attention.in_proj.bias))
+    projections = list(zip(weights, biases, strict=True))  # h of queries, kv of keys, kv of values
+    heads = []
+    for head in range(h):
+        shared = head // (h // kv)
+        rows = projections[head], projections[h + shared], projections[h + kv + shared]
+        q, k, v = (x @ w.T + b for x, (w, b) in zip((query, key, key), rows, strict=True))
+        scores = rotate(q) @ rotate(k).transpose(1, 2) / math.sqrt(d)
+        allowed = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.expand(BATCH, h, -1, -1)[:, head]
+        exponentials = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
+        heads.append(exponentials / exponentials.sum(-1, keepdim=True).clamp(min=1e-300) @ v)
+    return torch.cat(heads, dim=-1) @ attention.out_proj.weight.T + attention.out_proj.bias
+
+
+@shapes
+@paths
+@pytest.mark.parametrize("mask_name", ["none", "padding and causal", "nowhere"])
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+def test_heads_of_any_width_and_grouping_equal_one_head_at_a_time(
+    num_heads, num_kv_heads, head_dim, need_weights, mask_name, cross
+):
+    attention = scattered(MultiHeadAttention(12, num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim))
+    keys = KEYS if cross else QUERIES
+    inputs = [randn(BATCH, n, 12) for n in ((QUERIES, keys) if cross else (QUERIES,))]
+    mask = MASKS[mask_name](QUERIES, keys)
+    actual = attention(*inputs, mask=mask, need_weights=need_weights).output
+    expected = head_by_head(attention, inputs[0], inputs[-1], mask)
+    close(actual, expected)
+    inputs += attention.parameters()
+    close(gradients(actual, inputs), gradients(expected, inputs))
+
+
+@paths
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_grouped_queries_equal_repeated_keys_and_values_and_as_many_groups_as_heads_torch(need_weights, num_kv_heads):
+    grouped = scattered(MultiHeadAttention(8, 4, num_kv_heads=num_kv_heads))
+    reference = nn.MultiheadAttention(8, 4, batch_first=True, dtype=torch.float64)
+
+    def repeat(parameter):
+        query, key, value = parameter.split((8, 2 * num_kv_heads, 2 * num_kv_heads))
+        repeated = (x.unflatten(0, (num_kv_heads, 2)).repeat_interleave(4 // num_kv_heads, dim=0) for x in (key, value))
+        return torch.cat((query, *(x.flatten(0, 1) for x in repeated)))
+
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(repeat(grouped.in_proj.weight))
+        reference.in_proj_bias.copy_(repeat(grouped.in_proj.bias))
+        reference.out_proj.load_state_dict(grouped.out_proj.state_dict())
+    x = randn(BATCH, QUERIES, 8)
+
+    output, weights = grouped(x, mask=causal_mask(QUERIES), need_weights=need_weights)
+    expected, their_weights = reference(
+        x, x, x, attn_mask=~causal_mask(QUERIES), need_weights=True, average_attn_weights=False
+    )
+
+    close(output, expected)
+    close(gradients(output, [x]), gradients(expected, [x]))
+    if need_weights:
+        close(weights, their_weights)
+
+
+@pytest.mark.parametrize("settings", [{"num_kv_heads": 4}, {"head_dim": 2}, {"num_kv_heads": 4, "head_dim": 2}])
+def test_the_defaults_are_as_many_heads_of_keys_as_of_queries_and_an_even_share_of_the_width(settings):
+    torch.manual_seed(1)
+    plain = MultiHeadAttention(8, 4)
+    torch.manual_seed(1)
+    spelled_out = MultiHeadAttention(8, 4, **settings)
+    assert plain.state_dict().keys() == spelled_out.state_dict().keys()
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), spelled_out.parameters(), strict=True))
+
+
+@shapes
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters_are_as_many_as_the_formula_says(num_heads, num_kv_heads, head_dim, bias):
+    attention = MultiHeadAttention(12, num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, bias=bias)
+    inner, kv = num_heads * (head_dim or 12 // num_heads), num_kv_heads * (head_dim or 12 // num_heads)
+    expected = 12 * (inner + 2 * kv) + inner * 12 + bias * (inner + 2 * kv + 12)
+    assert sum(p.numel() for p in attention.parameters()) == expected
+
+
+def rotate_as_complex_numbers(x):
+    """Turn pairs (2i, 2i + 1) of (b, n, d) as complex numbers, by position times 10000^(-2i / d)."""
+    n, d = x.shape[-2:]
+    angle = torch.arange(n)[:, None] * 10_000.0 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angle), angle)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+@paths
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+@pytest.mark.parametrize("said", ["once", "three times"])
+def test_rotary_positions_turn_queries_and_keys_but_no_values(need_weights, num_kv_heads, said):
+    attention = MultiHeadAttention(12, 3, num_kv_heads=num_kv_heads, rotary=RotaryEmbedding(4))
+    attention, x = scattered(attention), randn(BATCH, QUERIES, 12)
+    mask = padding(QUERIES)
+    given = [x] if said == "once" else [x, x, x]
+    actual = attention(*given, mask=mask, need_weights=need_weights).output
+    expected = head_by_head(attention, x, x, mask, rotate_as_complex_numbers)
+    close(actual, expected)
+    inputs = [x, *attention.parameters()]
+    close(gradients(actual, inputs), gradients(expected, inputs))
+
+
+class Slowing(nn.Module):
+    """Shrink what stands later: unlike a rotation, it tells where positions begin."""
+
+    def forward(self, x, offset):
+        position = torch.arange(offset, offset + x.size(2), dtype=x.dtype)[:, None]
+        return x / (1 + position)
+
+
+@paths
+def test_positions_begin_at_0_and_with_a_cache_go_on_behind_it(need_weights):
+    attention, x, cache = scattered(MultiHeadAttention(12, 3, rotary=Slowing())), randn(BATCH, 6, 12), KeyValueCache()
+    expected = head_by_head(attention, x, x, causal_mask(6), lambda x: x / torch.arange(1, 7).double()[:, None])
+    close(attention(x, mask=causal_mask(6), need_weights=need_weights).output, expected)
+    parts = [
+        attention(part, mask=causal_mask(6)[..., i : i + 2, : i + 2], cache=cache, need_weights=need_weights).output
+        for i, part in zip((0, 2, 4), x.split(2, dim=1), strict=True)
+    ]
+    close(torch.cat(parts, dim=1), expected)
+
+
+@paths
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_bias_may_have_another_floating_dtype_than_the_module(need_weights, dtype):
+    attention, x = MultiHeadAttention(D_MODEL, HEADS), torch.randn(BATCH, QUERIES, D_MODEL)
+    bias = alibi_bias(HEADS, QUERIES)  # powers of 2, exact in each of these
+    attend = partial(attention, x, need_weights=need_weights)
+    assert torch.equal(attend(bias=bias.to(dtype)).output, attend(bias=bias).output)
+
+
+@paths
+@pytest.mark.parametrize("shift", [1, 7, 500])
+def test_with_rotary_positions_or_alibi_only_the_distance_between_tokens_counts(need_weights, shift):
+    """A prefix that is masked away moves the sequence, and changes nothing."""
+    x, prefix = randn(BATCH, QUERIES, 8), randn(BATCH, shift, 8)
+    mask = torch.arange(shift + QUERIES) >= shift
+    for rotary, bias in ((RotaryEmbedding(4), None), (None, alibi_bias)):
+        attention = scattered(MultiHeadAttention(8, 2, rotary=rotary))
+        here = attention(x, bias=bias and bias(2, QUERIES), need_weights=need_weights).output
+        there = attention(
+            torch.cat((prefix, x), dim=1), mask=mask, bias=bias and bias(2, shift + QUERIES), need_weights=need_weights
+        ).output
+        # Angles of up to 500 carry an error of 500 * 2^-52 each; ALiBi's biases are sums of powers of two, exact.
+        torch.testing.assert_close(there[:, shift:], here, rtol=0, atol=1e-10)
+
+
+STRAIGHT, REVERSED = list(range(6)), list(range(5, -1, -1))
+
+
+@paths
+@property_test
+@given(order=st.permutations(range(6)), seed=st.integers(0, 2**31))
+def test_with_positions_only_the_order_they_do_not_tell_apart_gives_permuted_outputs(need_weights, order, seed):
+    torch.manual_seed(seed)
+    x = randn(2, 6, 8)
+    # A distance without its sign is the same from either end; a turn is not.
+    for rotary, bias, alike in (
+        (RotaryEmbedding(4), None, [STRAIGHT]),
+        (None, alibi_bias(2, 6), [STRAIGHT, REVERSED]),
+    ):
+        attention = scattered(MultiHeadAttention(8, 2, rotary=rotary))
+        permuted = attention(x[:, order], bias=bias, need_weights=need_weights).output
+        output = attention(x, bias=bias, need_weights=need_weights).output[:, order]
+        assert torch.allclose(permuted, output, rtol=0, atol=1e-10) == (order in alike)
+
+
+@paths
+@pytest.mark.parametrize("chunks", [[1] * 7, [4, 1, 2], [7]], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"rotary": RotaryEmbedding(4)}, {"num_kv_heads": 1, "rotary": RotaryEmbedding(4)}], ids=str
+)
+@pytest.mark.parametrize("biased", [False, True], ids=["", "ALiBi"])
+def test_with_a_cache_each_chunk_gets_the_output_it_has_in_the_whole_sequence(need_weights, chunks, settings, biased):
+    attention, x, cache = scattered(MultiHeadAttention(8, 2, **settings)), randn(BATCH, 7, 8), KeyValueCache()
+    mask = causal_mask(7) & sliding_window_mask(7, 5) & padding(7)
+    bias = alibi_bias(2, 7) if biased else None
+    whole = attention(x, mask=mask, bias=bias, need_weights=need_weights)
+
+    outputs, seen = [], 0
+    for chunk in x.split(chunks, dim=1):
+        end = seen + chunk.size(1)
+        rows = alibi_bias(2, chunk.size(1), end) if biased else None
+        part = attention(chunk, mask=mask[..., seen:end, :end], bias=rows, cache=cache, need_weights=need_weights)
+        outputs.append(part.output)
+        if need_weights:
+            close(part.weights, whole.weights[:, :, seen:end, :end])
+        assert cache.length == end
+        seen = end
+
+    together = torch.cat(outputs, dim=1)
+    close(together, whole.output)
+    inputs = [x, *attention.parameters()]
+    close(gradients(together, inputs), gradients(whole.output, inputs))
+
+
+@paths
+def test_cross_attention_projects_its_memory_once_for_all_calls_with_a_cache(need_weights):
+    attention, memory = scattered(MultiHeadAttention(8, 2, num_kv_heads=1)), randn(BATCH, KEYS, 8)
+    value, cache, queries = randn(BATCH, KEYS, 8), KeyValueCache(), randn(BATCH, QUERIES, 8)
+    mask = padding(KEYS)
+    attend = partial(attention, mask=mask, need_weights=need_weights)
+    expected = attend(queries, memory, value).output
+    outputs = [attend(query, memory, value, cache=cache).output for query in queries.split(1, dim=1)]
+    close(torch.cat(outputs, dim=1), expected)
+    assert cache.length == 0
+    with torch.no_grad():
+        attention.in_proj.weight[8:] = 0.0  # of keys and values: what is in the cache was projected before
+    close(attend(queries, memory, value, cache=cache).output, expected)
+    assert not torch.allclose(attend(queries, memory, value).output, expected)
+
+
+@paths
 @modes
 @pytest.mark.parametrize("said_by", ["mask", "bias", "mask and bias"])
 def test_a_query_that_may_attend_nowhere_gets_zeros_before_the_output_projection(need_weights, training, said_by):
@@ -456,9 +747,13 @@ def test_low_precision_stays_within_its_rounding_of_float64(need_weights, make_m
 
 
 @pytest.mark.unhooked
+@pytest.mark.usefixtures("fresh_compiler")
 @paths
-def test_multi_head_attention_compiles_to_one_graph_that_computes_the_same(need_weights):
-    attention = MultiHeadAttention(D_MODEL, HEADS).double()
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_kv_heads": 1, "head_dim": 6, "rotary": RotaryEmbedding(6)}], ids=["plain", "GQA and RoPE"]
+)
+def test_multi_head_attention_compiles_to_one_graph_that_computes_the_same(need_weights, settings):
+    attention = MultiHeadAttention(D_MODEL, HEADS, **settings).double()
     x, mask = randn(BATCH, QUERIES, D_MODEL), nowhere(QUERIES, QUERIES)
     inputs = [x, *attention.parameters()]
     expected = attention(x, mask=mask, need_weights=need_weights)
@@ -469,6 +764,19 @@ def test_multi_head_attention_compiles_to_one_graph_that_computes_the_same(need_
 
 
 @pytest.mark.unhooked
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_attention_decodes_with_a_cache():
+    attention = MultiHeadAttention(D_MODEL, HEADS, num_kv_heads=1, rotary=RotaryEmbedding(4)).double()
+    x, cache = randn(BATCH, 3, D_MODEL), KeyValueCache()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        steps = [compiled(token, cache=cache).output for token in x.split(1, dim=1)]
+        close(torch.cat(steps, dim=1), attention(x, mask=causal_mask(3)).output)
+    assert cache.length == 3
+
+
+@pytest.mark.unhooked
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's compiler uses them itself
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler, found none"
@@ -491,6 +799,8 @@ def unfit_masks_and_biases(*scores):
     yield {"mask": torch.ones(scores).int()}, TypeError, "mask has dtype torch.int32; expected torch.bool"
     yield {"bias": torch.ones(scores) > 0}, TypeError, "bias has dtype torch.bool; expected a floating one"
     *_, queries, keys = scores
+    yield {"mask": torch.ones(scores, device="meta") > 0}, ValueError, "mask is on meta; expected cpu, the query's"
+    yield {"bias": torch.ones(scores, device="meta")}, ValueError, "bias is on meta; expected cpu, the query's"
     for shape in ((queries + 1, keys), (queries, keys + 1), (5, *scores[1:]), (1, *scores)):
         message = re.escape(f"has shape {shape}; expected one that broadcasts to {scores}")
         yield {"mask": torch.ones(shape) > 0}, ValueError, f"mask {message}"
@@ -508,6 +818,11 @@ Q, K, V = torch.zeros(1, 2, 3), torch.zeros(1, 4, 3), torch.zeros(1, 4, 3)
         ({"key": torch.zeros(2, 4, 3)}, ValueError, r"key has batch dimensions \(2,\); expected the query's \(1,\)"),
         ({"value": torch.zeros(1, 3, 3)}, ValueError, "value has length 3; expected the key's length 4"),
         ({"value": torch.zeros(4, 3)}, ValueError, r"value has batch dimensions \(\); expected the query's \(1,\)"),
+        ({"query": Q.long()}, TypeError, "query has dtype torch.int64; expected a floating one"),
+        ({"key": K.double()}, TypeError, "key has dtype torch.float64; expected torch.float32, the query's"),
+        ({"value": V.long()}, TypeError, "value has dtype torch.int64; expected torch.float32, the query's"),
+        ({"key": K.to("meta")}, ValueError, "key is on meta; expected cpu, the query's"),
+        ({"value": V.to("meta")}, ValueError, "value is on meta; expected cpu, the query's"),
         *unfit_masks_and_biases(1, 2, 4),
     ],
 )
@@ -533,9 +848,24 @@ def test_scaled_dot_product_attention_says_what_does_not_fit(arguments, error, m
         (
             {"key": torch.zeros(1, 3, 6), "value": torch.zeros(1, 4, 6)},
             ValueError,
-            "value has length 4; expected the key's length 3",
+            "value has length 4; expected 3, the key's",
         ),
-        ({"key": torch.zeros(3, 2, 6)}, ValueError, r"key has batch dimensions \(3, 2\); .* query's \(1, 2\)"),
+        ({"key": torch.zeros(3, 2, 6)}, ValueError, "key has batch 3; expected 1, the query's"),
+        (
+            {"key": torch.zeros(1, 3, 6), "value": torch.zeros(2, 3, 6)},
+            ValueError,
+            "value has batch 2; expected 1, the query's",
+        ),
+        ({"query": torch.zeros(1, 2, 6).double()}, TypeError, "query has dtype torch.float64; expected torch.float32"),
+        ({"query": torch.zeros(1, 2, 6).long()}, TypeError, "query has dtype torch.int64; expected torch.float32"),
+        ({"key": torch.zeros(1, 2, 6).bfloat16()}, TypeError, "key has dtype torch.bfloat16; expected torch.float32"),
+        ({"query": torch.zeros(1, 2, 6, device="meta")}, ValueError, "query is on meta; expected cpu, the module's"),
+        ({"key": torch.zeros(1, 2, 6, device="meta")}, ValueError, "key is on meta; expected cpu, the module's"),
+        (
+            {"key": torch.zeros(1, 2, 6), "value": torch.zeros(1, 2, 6, device="meta")},
+            ValueError,
+            "value is on meta; expected cpu, the module's",
+        ),
         *unfit_masks_and_biases(1, 2, 2, 2),
     ],
 )
@@ -552,6 +882,12 @@ def test_multi_head_attention_says_what_does_not_fit(need_weights, arguments, er
         ({"num_heads": 4}, "num_heads=4 does not divide d_model=6"),
         ({"num_heads": 0}, "num_heads=0 does not divide d_model=6"),
         ({"num_heads": -2}, "num_heads=-2 does not divide d_model=6"),
+        ({"num_heads": 0, "head_dim": 3}, "num_heads=0 does not divide d_model=6"),
+        ({"head_dim": 0}, "head_dim=0; choose 1 or more"),
+        ({"num_heads": 4, "head_dim": -1}, "head_dim=-1; choose 1 or more"),
+        ({"num_kv_heads": 0}, "num_kv_heads=0 does not divide num_heads=2"),
+        ({"num_kv_heads": -1}, "num_kv_heads=-1 does not divide num_heads=2"),
+        ({"num_kv_heads": 4}, "num_kv_heads=4 does not divide num_heads=2"),
         ({"dropout": 1.0}, "dropout=1.0 is not a probability"),
         ({"dropout": -0.1}, "dropout=-0.1 is not a probability"),
     ],
@@ -559,3 +895,18 @@ def test_multi_head_attention_says_what_does_not_fit(need_weights, arguments, er
 def test_multi_head_attention_refuses_settings_that_cannot_work(arguments, message):
     with pytest.raises(ValueError, match=message):
         MultiHeadAttention(**{"d_model": 6, "num_heads": 2} | arguments)
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("key", [torch.zeros(1, 3, 6), torch.zeros(1, 2, 6)])
+def test_rotary_positions_are_refused_for_two_sequences(key):
+    attention = MultiHeadAttention(6, 1, rotary=RotaryEmbedding(6))
+    with pytest.raises(ValueError, match=r"^key is given to an attention with rotary positions; leave it out"):
+        attention(torch.zeros(1, 2, 6), key)
+
+
+@pytest.mark.unhooked
+def test_a_rotary_embedding_of_another_width_is_refused():
+    attention = MultiHeadAttention(6, 1, rotary=RotaryEmbedding(4))
+    with pytest.raises(ValueError, match=r"^x has shape \(1, 1, 2, 6\); expected .*head_dim=4"):
+        attention(torch.zeros(1, 2, 6))

@@ -1,0 +1,80 @@
+"""The key-value cache: what attention need not compute again while a model decodes token by token."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+
+class KeyValueCache:
+    """The keys and values of earlier calls, so that decoding projects each token once (Shazeer, 2019, section 2.4).
+
+    One cache serves a whole model: each attention in it finds its own entry. Self-attention adds the keys and values
+    of its call to those before; cross-attention keeps those of its first call, whose memory must not change.
+
+    Example:
+        >>> attention, cache = MultiHeadAttention(d_model=16, num_heads=2), KeyValueCache()
+        >>> prompt, token = torch.randn(1, 4, 16), torch.randn(1, 1, 16)
+        >>> _ = attention(prompt, mask=causal_mask(4), cache=cache)
+        >>> step = attention(token, cache=cache).output
+        >>> whole = attention(torch.cat([prompt, token], dim=1), mask=causal_mask(5)).output
+        >>> cache.length, torch.allclose(step, whole[:, 4:], atol=1e-6)
+        (5, True)
+    """
+
+    def __init__(self) -> None:
+        self._grown: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._fixed: dict[nn.Module, tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]] = {}
+
+    @property
+    def length(self) -> int:
+        """The number of positions that self-attention has seen."""
+        return max(map(self.length_in, self._grown), default=0)
+
+    def length_in(self, attention: nn.Module) -> int:
+        """Return the number of positions that one self-attention has seen."""
+        return self._grown[attention][0].size(-2) if attention in self._grown else 0
+
+    def extend(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values of ``(batch, heads, length, d)`` to those of earlier calls, and return them all.
+
+        Raises:
+            ValueError: If the cache was filled with another batch.
+        """
+        if attention in self._grown:
+            old_key, old_value = self._grown[attention]
+            if old_key.size(0) != key.size(0):
+                raise ValueError(f"query has batch {key.size(0)}; expected {old_key.size(0)}, the cache's")
+            key, value = torch.cat((old_key, key), dim=-2), torch.cat((old_value, value), dim=-2)
+        self._grown[attention] = key, value
+        return key, value
+
+    def once(
+        self, attention: nn.Module, key: Tensor, value: Tensor, project: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Return the projections of ``key`` and ``value``, computed at the first call.
+
+        Raises:
+            ValueError: If they are other tensors than at the first call.
+        """
+        if attention not in self._fixed:
+            self._fixed[attention] = (key, value), project(key, value)
+        memory, projected = self._fixed[attention]
+        if memory[0] is not key or memory[1] is not value:
+            raise ValueError(
+                "key and value are other tensors than those that filled the cache; pass the same memory at each call, "
+                "or a new KeyValueCache (for self-attention leave both out)"
+            )
+        return projected
+
+    def reorder(self, rows: Int[Tensor, "rows"]) -> None:
+        """Let each row go on from another one, as beam search does; a memory's keys and values stay where they are.
+
+        Args:
+            rows: For each row of the next call, the row that it continues, ``(batch,)``.
+        """
+        self._grown = {
+            attention: (key.index_select(0, rows), value.index_select(0, rows))
+            for attention, (key, value) in self._grown.items()
+        }

@@ -1,0 +1,53 @@
+"""What the modules say of an input that does not fit: the argument, what came, what was expected."""
+
+import torch
+from torch import Tensor
+
+
+def check_sequence(name: str, x: Tensor, d_model: int) -> None:
+    """Ask for the shape ``(batch, length, d_model)``.
+
+    Raises:
+        ValueError: If ``x`` has another.
+    """
+    if x.dim() != 3 or x.size(-1) != d_model:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (batch, length, d_model={d_model})")
+
+
+def check_like(name: str, x: Tensor, other: Tensor, owner: str) -> None:
+    """Ask for the device and the dtype of ``other``; under autocast those that it casts will do too.
+
+    Raises:
+        TypeError: If the dtype is another.
+        ValueError: If the device is.
+    """
+    check_device(name, x, other, owner)
+    cast = torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if x.dtype != other.dtype and not cast:
+        raise TypeError(f"{name} has dtype {x.dtype}; expected {other.dtype}, the {owner}'s")
+
+
+def check_device(name: str, x: Tensor, other: Tensor, owner: str) -> None:
+    """Ask for the device of ``other``.
+
+    Raises:
+        ValueError: If ``x`` is on another.
+    """
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device}; expected {other.device}, the {owner}'s")
+
+
+def check_ids(name: str, ids: Tensor, table: Tensor, max_length: int) -> None:
+    """Ask for integer ids of shape ``(batch, length)``, no longer than ``max_length``, on the device of ``table``.
+
+    Raises:
+        TypeError: If the dtype is no integer one.
+        ValueError: If the shape or the device is another, or the length too large.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} has dtype {ids.dtype}; expected torch.int64, token ids")
+    if ids.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(ids.shape)}; expected (batch, length)")
+    if ids.size(1) > max_length:
+        raise ValueError(f"{name} has length {ids.size(1)}; expected at most max_length={max_length}")
+    check_device(name, ids, table, "embedding")

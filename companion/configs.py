@@ -1,0 +1,184 @@
+"""Configs: the shape of each model, as frozen dataclasses that check themselves."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from companion.feed_forward import Activation
+from companion.layers import Norm
+
+Positions = Literal["sinusoidal", "learned", "rotary", "alibi", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The shape of a `TextClassifier`.
+
+    Attributes:
+        vocab_size: Number of tokens; on the command line, the most that the vocabulary may hold.
+        d_model: Width.
+        num_heads: Attention heads a layer.
+        d_ff: Inner width of the feed-forward networks.
+        num_layers: Encoder layers.
+        max_length: The longest input, in tokens.
+        dropout: Dropout probability of the layers, as in `EncoderLayer`.
+        attention_dropout: That of the attention weights; it keeps a CPU from the fused kernel.
+        embedding_dropout: That of the embeddings.
+        word_dropout: The probability with which training replaces a token by the unknown one.
+        positions: How positions enter: added to the embeddings, ``"sinusoidal"`` or ``"learned"``; by turning queries
+            and keys, ``"rotary"``; by biasing scores, ``"alibi"``; or ``"none"``.
+        norm_first: Pre-norm instead of post-norm.
+        activation: The feed-forward networks', as in `FeedForward`.
+        pad_id: The id of padding.
+        unknown_id: The id of the unknown token.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> ClassifierConfig(d_model=64, num_heads=3)
+        Traceback (most recent call last):
+        ValueError: num_heads=3 does not divide d_model=64
+    """
+
+    vocab_size: int = 30_000
+    d_model: int = 64
+    num_heads: int = 2
+    d_ff: int = 256
+    num_layers: int = 1
+    max_length: int = 512
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    embedding_dropout: float = 0.1
+    word_dropout: float = 0.0
+    positions: Positions = "learned"
+    norm_first: bool = False
+    activation: Activation = "gelu"
+    pad_id: int = 0
+    unknown_id: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length")
+        _check_heads(self)
+        _check_probabilities(self, "dropout", "attention_dropout", "embedding_dropout", "word_dropout")
+        _check_ids(self, "vocab_size", "pad_id", "unknown_id")
+        _check_choices(self, positions=Positions, activation=Activation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqConfig:
+    """The shape of a `Seq2SeqTransformer`; what is left out is as in the base model of Vaswani et al., 2017, table 3.
+
+    Attributes:
+        source_vocab_size: Number of tokens of the source.
+        target_vocab_size: Number of tokens of the target.
+        d_model: Width.
+        num_heads: Attention heads a layer.
+        d_ff: Inner width of the feed-forward networks.
+        num_layers: Encoder layers, and as many decoder layers.
+        max_length: The longest source, and the longest target, in tokens.
+        dropout: Dropout probability of the layers, as in `EncoderLayer`, and of the embeddings.
+        attention_dropout: That of the attention weights; it keeps a CPU from the fused kernel.
+        label_smoothing: The share of a label's probability that the loss spreads over the vocabulary (section 5.4).
+        positions: As in `ClassifierConfig`. What turns or biases does so in self-attention, of either stack.
+        norm_first: Pre-norm instead of post-norm.
+        norm: ``"layer_norm"`` or ``"rms_norm"``.
+        activation: The feed-forward networks', as in `FeedForward`.
+        head_dim: Width of a head; ``None`` = ``d_model / num_heads``.
+        num_kv_heads: Heads of keys and values; ``None`` = ``num_heads``.
+        share_embeddings: One embedding for source and target, which must then have one vocabulary (section 3.4).
+        tie_output: The output projection is the target's embedding (section 3.4), not a matrix of its own.
+        pad_id: The id of padding.
+        bos_id: The id that begins a target.
+        eos_id: The id that ends it.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> config = Seq2SeqConfig(source_vocab_size=37_000, target_vocab_size=37_000, share_embeddings=True)
+        >>> with torch.device("meta"):
+        ...     model = Seq2SeqTransformer(config)
+        >>> sum(parameter.numel() for parameter in model.parameters())  # the paper's table 3 says 65 million
+        63082496
+    """
+
+    source_vocab_size: int
+    target_vocab_size: int
+    d_model: int = 512
+    num_heads: int = 8
+    d_ff: int = 2048
+    num_layers: int = 6
+    max_length: int = 512
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    label_smoothing: float = 0.1
+    positions: Positions = "sinusoidal"
+    norm_first: bool = False
+    norm: Norm = "layer_norm"
+    activation: Activation = "relu"
+    head_dim: int | None = None
+    num_kv_heads: int | None = None
+    share_embeddings: bool = False
+    tie_output: bool = True
+    pad_id: int = 0
+    bos_id: int = 2
+    eos_id: int = 3
+
+    def __post_init__(self) -> None:
+        sizes = ("source_vocab_size", "target_vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length")
+        _check_positive(self, *sizes)
+        _check_heads(self, self.head_dim, self.num_kv_heads)
+        _check_probabilities(self, "dropout", "attention_dropout", "label_smoothing")
+        _check_ids(self, "source_vocab_size", "pad_id")
+        _check_ids(self, "target_vocab_size", "pad_id", "bos_id", "eos_id")
+        if len({self.pad_id, self.bos_id, self.eos_id}) < 3:
+            ids = f"pad_id={self.pad_id}, bos_id={self.bos_id}, eos_id={self.eos_id}"
+            raise ValueError(f"{ids}; choose three that differ")
+        _check_choices(self, positions=Positions, norm=Norm, activation=Activation)
+        if self.share_embeddings and self.source_vocab_size != self.target_vocab_size:
+            raise ValueError(
+                f"share_embeddings=True with source_vocab_size={self.source_vocab_size} and "
+                f"target_vocab_size={self.target_vocab_size}; choose equal ones, or share_embeddings=False"
+            )
+
+
+def _check_positive(config: object, *fields: str) -> None:
+    for field in fields:
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field}={getattr(config, field)}; choose 1 or more")
+
+
+def _check_heads(
+    config: ClassifierConfig | Seq2SeqConfig, head_dim: int | None = None, num_kv_heads: int | None = None
+) -> None:
+    d_model, num_heads = config.d_model, config.num_heads
+    if head_dim is None and d_model % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide d_model={d_model}")
+    head_dim = d_model // num_heads if head_dim is None else head_dim
+    if head_dim < 1:
+        raise ValueError(f"head_dim={head_dim}; choose 1 or more")
+    if num_kv_heads is not None and (num_kv_heads < 1 or num_heads % num_kv_heads):
+        raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
+    if config.positions == "sinusoidal" and d_model % 2:
+        raise ValueError(f"d_model={d_model} is odd; sinusoidal positions need an even one")
+    if config.positions == "rotary" and head_dim % 2:
+        raise ValueError(f"head_dim={head_dim} is odd; rotary positions need an even one")
+
+
+def _check_probabilities(config: object, *fields: str) -> None:
+    for field in fields:
+        if not 0.0 <= getattr(config, field) < 1.0:
+            raise ValueError(f"{field}={getattr(config, field)}; choose 0 <= {field} < 1")
+
+
+def _check_ids(config: object, vocab_size: str, *fields: str) -> None:
+    size = getattr(config, vocab_size)
+    for field in fields:
+        if not 0 <= getattr(config, field) < size:
+            raise ValueError(f"{field}={getattr(config, field)}; choose 0 <= {field} < {vocab_size}={size}")
+
+
+def _check_choices(config: object, **choices: object) -> None:
+    for field, literal in choices.items():
+        if getattr(config, field) not in get_args(literal):
+            raise ValueError(f"{field}={getattr(config, field)!r}; choose one of {get_args(literal)}")
