@@ -17,6 +17,11 @@ class LabelledBatch(NamedTuple):
     Attributes:
         input_ids: Token ids, ``(batch, length)``, padded with 0.
         labels: 0.0 or 1.0, ``(batch,)``.
+
+    Example:
+        >>> batch = LabelledBatch(pad_batch([[5, 6, 7], [8]]), torch.tensor([1.0, 0.0]))
+        >>> batch.input_ids.tolist(), batch.labels.tolist()
+        ([[5, 6, 7], [8, 0, 0]], [1.0, 0.0])
     """
 
     input_ids: Tensor
@@ -82,6 +87,11 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     Raises:
         ValueError: If there is no example, one is empty, or one is longer than ``max_tokens``.
+
+    Example:
+        >>> sampler = LengthBucketSampler([3, 9, 2, 8, 3], max_tokens=18, shuffle=False)
+        >>> list(sampler)
+        [[2, 0, 4], [3, 1]]
     """
 
     def __init__(
@@ -187,6 +197,13 @@ def labelled_batches(
 
     Raises:
         ValueError: If a label is missing, or the sampler refuses the lengths.
+
+    Example:
+        >>> batches = labelled_batches([[5, 6, 7], [8], [9, 5]], [1, 0, 1], max_tokens=4, shuffle=False)
+        >>> for batch in batches:
+        ...     print(batch.input_ids.tolist(), batch.labels.tolist())
+        [[8, 0], [9, 5]] [0.0, 1.0]
+        [[5, 6, 7]] [1.0]
     """
     if len(sequences) != len(labels) or None in labels:
         given = len(labels) - labels.count(None)

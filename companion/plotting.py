@@ -31,6 +31,13 @@ def plot_attention(
 
     Raises:
         ValueError: If the numbers of tokens are not those of the weights.
+
+    Example:
+        >>> weights = torch.randn(2, 3, 3).softmax(dim=-1)
+        >>> figure = plot_attention(weights, ["not", "bad", "."])
+        >>> [ax.get_title() for ax in figure.axes[:2]]
+        ['head 1', 'head 2']
+        >>> figure.savefig("attention.png")
     """
     key_tokens = query_tokens if key_tokens is None else key_tokens
     heads, queries, keys = weights.shape
@@ -68,6 +75,11 @@ def plot_history(history: Sequence[Mapping[str, Any]], metrics: Sequence[str] = 
 
     Raises:
         ValueError: If the history is empty.
+
+    Example:
+        >>> figure = plot_history(load_result("imdb").history)
+        >>> [(ax.get_ylabel(), len(ax.lines)) for ax in figure.axes]
+        [('loss', 2), ('accuracy', 2)]
     """
     if not history:
         raise ValueError("the history is empty; there is nothing to draw")

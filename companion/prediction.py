@@ -20,6 +20,11 @@ class Prediction(NamedTuple):
     Attributes:
         label: ``"positive"`` or ``"negative"``.
         probability: The probability of that label, 0.5 to 1.
+
+    Example:
+        >>> label, probability = Prediction("positive", 0.75)
+        >>> print(f"{label}, {probability:.0%}")
+        positive, 75%
     """
 
     label: str
@@ -36,6 +41,14 @@ class Predictor:
 
     Raises:
         ValueError: If the model has not the vocabulary's size and its ids of padding and the unknown token.
+
+    Example:
+        >>> vocabulary = Vocabulary.build([["dull", "good"]])
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=4, d_model=4, num_heads=1, d_ff=4, max_length=8))
+        >>> _ = nn.init.zeros_(model.output.weight), nn.init.ones_(model.output.bias)  # it calls all positive
+        >>> predictor = Predictor(model, vocabulary, {})
+        >>> predictor.encode("Good, not dull!"), predictor.predict(["Good, not dull!"])
+        ([3, 1, 1, 2, 1], [Prediction(label='positive', probability=0.731...)])
     """
 
     def __init__(self, model: TextClassifier, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
@@ -97,6 +110,15 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
     Raises:
         FileNotFoundError: If the folder, or a file in it, is missing.
         ValueError: If a file is damaged or does not fit the others.
+
+    Example:
+        >>> vocabulary = Vocabulary.build([["dull", "good"]])  # ids 2 and 3
+        >>> batches = labelled_batches([[2], [3]], [0, 1], max_tokens=2)
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=4, d_model=4, num_heads=1, d_ff=4, max_length=8))
+        >>> record = train(model, batches, TrainingConfig(epochs=1), loss_fn=classification_loss, output="run")
+        >>> vocabulary.save("run/vocabulary.txt")
+        >>> load_run("run").predict(["good"]) == Predictor(model, vocabulary, {}).predict(["good"])
+        True
     """
     run = RunFolder(folder)
     for path in (run.folder, run.config, run.weights, run.vocabulary):

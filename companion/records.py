@@ -31,6 +31,14 @@ class TrainingRecord:
         history: One entry an epoch: ``epoch``, ``seconds``, and ``train`` and ``dev`` metrics.
         dev: Metrics on the dev split with the weights that were kept; ``None`` without a dev split.
         test: Metrics on the test split, measured once at the end; ``None`` until then.
+
+    Example:
+        >>> record = load_result("imdb")
+        >>> record.command
+        'python -m companion train imdb --output runs/imdb'
+        >>> record.save("record.json")
+        >>> TrainingRecord.load("record.json") == record
+        True
     """
 
     command: str

@@ -18,6 +18,11 @@ def load_result(name: str) -> TrainingRecord:
 
     Raises:
         FileNotFoundError: If there is no such record; the message names those there are.
+
+    Example:
+        >>> record = load_result("imdb")
+        >>> record.config["data"]["corpus"], record.test["accuracy"] > 0.88
+        ('imdb', True)
     """
     path = FOLDER / f"{name}.json"
     if not path.exists():

@@ -29,6 +29,11 @@ class Review(NamedTuple):
     Attributes:
         text: The raw text.
         label: 0 = negative, 1 = positive, ``None`` = not labelled.
+
+    Example:
+        >>> reviews = [Review("a moving film", 1), Review("dull", 0), Review("seen twice", None)]
+        >>> [review.text for review in reviews if review.label == 1]
+        ['a moving film']
     """
 
     text: str
@@ -55,6 +60,15 @@ def load_imdb(split: Split, root: str | os.PathLike[str] | None = None) -> list[
         FileNotFoundError: If there is no data at the place named.
         ValueError: If the split is unknown, or the archive is cut, damaged or holds something else.
         OSError: If the download fails at every source.
+
+    Example:
+        >>> from pathlib import Path
+        >>> for name, text in (("neg/0_2.txt", "dull"), ("pos/0_9.txt", "a moving film")):
+        ...     path = Path("aclImdb/train", name)
+        ...     path.parent.mkdir(parents=True)
+        ...     _ = path.write_text(text, "utf-8")
+        >>> load_imdb("train", root="aclImdb")
+        [Review(text='dull', label=0), Review(text='a moving film', label=1)]
     """
     if split not in get_args(Split):
         raise ValueError(f"split={split!r} is unknown; choose one of {get_args(Split)}")
@@ -82,6 +96,11 @@ def hold_out(reviews: Sequence[Review]) -> tuple[list[Review], list[Review]]:
 
     Raises:
         ValueError: If there are too few reviews for a dev split.
+
+    Example:
+        >>> training, dev = hold_out(toy.reviews(2_500))
+        >>> len(training), len(dev)
+        (2250, 250)
     """
     blocks = [reviews[start : start + 250] for start in range(0, len(reviews), 250)]
     held_out = [review for block in blocks[4::10] for review in block]

@@ -65,7 +65,7 @@ def reviews(n: int, seed: int = 0) -> list[Review]:
         ValueError: If ``n`` is negative or past 100,000.
 
     Example:
-        >>> sorted(review.label for review in reviews(4, seed=0))
+        >>> sorted(review.label for review in toy.reviews(4, seed=0))
         [0, 0, 1, 1]
     """
     if not 0 <= n <= 100_000:

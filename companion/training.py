@@ -42,6 +42,11 @@ class TrainingConfig:
 
     Raises:
         ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> TrainingConfig(epochs=10, warmup_fraction=1.0)
+        Traceback (most recent call last):
+        ValueError: warmup_fraction=1.0; choose 0 <= warmup_fraction < 1
     """
 
     epochs: int = 3
@@ -77,6 +82,14 @@ class LossOutput(NamedTuple):
         count: How many there were.
         metrics: Further sums over them, such as the number that came out right under ``"accuracy"``; reported
             divided by the count. ``"tokens"``, the number of tokens without padding, gives the tokens per second.
+
+    Example:
+        >>> def squared_error(model, batch):
+        ...     errors = (model(batch) - 1).square()
+        ...     return LossOutput(errors.sum(), len(errors), {"exact": (errors == 0).sum()})
+        >>> batches = [torch.tensor([1.0, 1.0, 3.0]), torch.tensor([2.0])]
+        >>> evaluate(nn.Identity(), batches, loss_fn=squared_error)
+        {'loss': 1.25, 'exact': 0.5}
     """
 
     loss_sum: Tensor
@@ -104,6 +117,14 @@ def classification_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
 
     Returns:
         The summed cross-entropy in nats, the number of examples, and the sums of ``accuracy`` and ``tokens``.
+
+    Example:
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=9, d_model=4, num_heads=1, d_ff=4, max_length=8))
+        >>> _ = nn.init.zeros_(model.output.weight), nn.init.zeros_(model.output.bias)  # every logit is 0
+        >>> batch = LabelledBatch(torch.tensor([[5, 6], [7, 0]]), torch.tensor([1.0, 0.0]))
+        >>> loss = classification_loss(model, batch)
+        >>> round(loss.loss_sum.item() / loss.count, 3), loss.metrics["tokens"].item()
+        (0.693, 3)
     """
     logits = model(batch.input_ids)
     return LossOutput(
@@ -147,6 +168,15 @@ def train(
         FileExistsError: If ``output`` holds a run and ``resume`` is false.
         ValueError: If the run to resume was started with other settings.
         FloatingPointError: If a gradient is not finite.
+
+    Example:
+        >>> texts, labels = zip(*toy.reviews(20))
+        >>> vocabulary = Vocabulary.build(text.split() for text in texts)
+        >>> batches = labelled_batches([vocabulary.encode(text.split()) for text in texts], labels, max_tokens=256)
+        >>> config = ClassifierConfig(vocab_size=len(vocabulary), d_model=4, num_heads=1, d_ff=4, max_length=64)
+        >>> record = train(TextClassifier(config), batches, TrainingConfig(epochs=1), loss_fn=classification_loss)
+        >>> [(entry["epoch"], sorted(entry["train"])) for entry in record.history]
+        [(1, ['accuracy', 'loss'])]
     """
     start = time.perf_counter()
     run = None if output is None else RunFolder(output)
@@ -225,6 +255,13 @@ def evaluate(model: nn.Module, batches: Batches, *, loss_fn: LossFunction) -> di
 
     Raises:
         ValueError: If there is nothing to measure on.
+
+    Example:
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=9, d_model=4, num_heads=1, d_ff=4, max_length=8))
+        >>> _ = nn.init.zeros_(model.output.weight), nn.init.ones_(model.output.bias)  # it calls all positive
+        >>> batches = labelled_batches([[5, 6], [7], [8], [5]], [1, 1, 0, 1], max_tokens=4, shuffle=False)
+        >>> evaluate(model, batches, loss_fn=classification_loss)["accuracy"]
+        0.75
     """
     accelerator = _accelerator("no")
     return _evaluate(accelerator, model.to(accelerator.device), batches, loss_fn)
