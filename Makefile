@@ -5,7 +5,7 @@ BUILT := _build/.doctrees/built
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks results lint clean
+.PHONY: help book test notebooks results mutants lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ notebooks: .venv/installed-book,test  ## Execute the chapters again and store th
 results: .venv/installed-book  ## Train what the chapters draw from records (resumable)
 	$(BIN)/python -m companion train imdb --output runs/imdb --resume
 	cp runs/imdb/record.json companion/results/imdb.json
+
+mutants: .venv/installed-book,test  ## Break the modules one change at a time, and list the changes that no test sees
+	$(BIN)/python tests/mutants.py
 
 lint: .venv/installed-book,test  ## Check style and types
 	$(BIN)/ruff check companion tests book
