@@ -316,7 +316,7 @@ def foreign(path: Path) -> Path:
         (["train", "toy"], "--output"),
         (["train", "toy", "--output", "{run}", "--model.d-model", "wide"], "--model.d-model"),
         (["train", "toy", "--output", "{run}", "--model.d-model", "7"], "num_heads=2 does not divide d_model=7"),
-        (["train", "toy", "--output", "{run}", "--model.positions", "rotary"], "--model.positions"),
+        (["train", "toy", "--output", "{run}", "--model.positions", "absolute"], "--model.positions"),
         (["train", "toy", "--output", "{run}", "--training.epochs", "0"], "epochs=0; choose 1 or more"),
         (["train", "toy", "--output", "{run}", "--max-tokens", "9"], "max_tokens=9 is below the longest example"),
         (["train", "toy", "--output", "{run}", "--model.pad-id", "2"], "pad_id=2"),
