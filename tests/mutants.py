@@ -4,7 +4,7 @@ Run ``python tests/mutants.py [module ...]``; ``--list`` prints the mutants inst
 Every mutant runs the module's tests until the first failure, in a child forked from a parent that has the libraries
 loaded. Nothing is written: the child's import takes the mutated source from memory (a test that starts a process of
 its own sees the file). Each survivor is printed; more than 10 % of them in a module give exit code 1. A survivor that
-no test could tell from the original belongs in `EQUIVALENT`.
+no test could tell from the original belongs, as printed but without its line number, in ``equivalent_mutants.txt``.
 """
 
 import argparse
@@ -33,8 +33,7 @@ MORE_TESTS = {"models": ("configs",)}  # whose test files a module's tests go on
 MOST_SURVIVORS = 0.1
 OPTIONS = ["-xq", "--tb=no", "-pno:cacheprovider", "-opythonpath=.", "-Wignore::pytest.PytestAssertRewriteWarning"]
 
-# (module, statement, mutated statement), as survivors are printed: why no test can tell them apart
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 
 OPERATORS = """
     Lt LtE GtE, LtE Lt Gt, Gt GtE LtE, GtE Gt Lt, Eq NotEq, NotEq Eq, Is IsNot, IsNot Is, In NotIn, NotIn In,
@@ -53,13 +52,17 @@ def path(module: str) -> Path:
 
 
 class Mutant(NamedTuple):
-    key: tuple[str, str, str]  # as in EQUIVALENT
+    module: str
     line: int
+    change: str
     source: str
 
+    @property
+    def key(self) -> str:
+        return f"{self.module}: {self.change}"
+
     def __str__(self) -> str:
-        module, original, mutated = self.key
-        return f"companion/{module}.py:{self.line}: {original} -> {mutated}"
+        return f"{self.module}:{self.line}: {self.change}"
 
 
 def replacements(node: ast.AST, parent: ast.AST, field: str, bound: set[str]) -> Iterator[ast.AST]:
@@ -135,7 +138,7 @@ def mutants(module: str) -> Iterator[Mutant]:
         setattr(node, field, old)
         for before, after in zip(original.splitlines(), source.splitlines(), strict=True):
             if before != after:
-                yield Mutant((module, before.strip(), after.strip()), line, source)
+                yield Mutant(module, line, f"{before.strip()} -> {after.strip()}", source)
 
 
 def start(module: str, source: str, limit: int = 0) -> int:
@@ -166,7 +169,7 @@ def verdicts(chosen: Iterable[Mutant], limit: int) -> Iterator[tuple[Mutant, str
     waiting, running = iter(chosen), {}
     while True:
         while len(running) < (os.cpu_count() or 1) and (mutant := next(waiting, None)):
-            running[start(mutant.key[0], mutant.source, limit)] = mutant
+            running[start(mutant.module, mutant.source, limit)] = mutant
         if not running:
             return
         child, status = os.wait()
@@ -197,6 +200,11 @@ def preload() -> None:
     gc.freeze()
 
 
+def known_equivalents() -> list[str]:
+    lines = EQUIVALENT.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def survivors(counts: Counter[str]) -> float:
     """Return the share of those run that survived."""
     return counts["survived"] / max(counts.total() - counts["equivalent"], 1)
@@ -220,13 +228,15 @@ def main() -> int:
     os.chdir(ROOT)
     preload()
     limits = {module: time_limit(module) for module in found}
-    tallies = {}
+    tallies, equivalent = {}, known_equivalents()
     for module, chosen in found.items():
-        stale = {key for key in EQUIVALENT if key[0] == module} - {mutant.key for mutant in chosen}
-        print(*(f"stale in EQUIVALENT: {key}" for key in sorted(stale)), sep="\n", end="\n" if stale else "")
+        keys = {mutant.key for mutant in chosen}
+        for key in equivalent:
+            if key.startswith(f"{module}: ") and key not in keys:
+                print(f"no mutant any more, though in {EQUIVALENT.name}: {key}")
         if options.sample:
             chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
-        different = [mutant for mutant in chosen if mutant.key not in EQUIVALENT]
+        different = [mutant for mutant in chosen if mutant.key not in equivalent]
         tallies[module] = Counter(equivalent=len(chosen) - len(different))
         for mutant, verdict in verdicts(different, limits[module]):
             tallies[module][verdict] += 1
