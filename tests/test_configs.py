@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import itertools
 import re
 from typing import get_args
 
@@ -296,3 +297,23 @@ REFUSED = [
 def test_a_config_that_cannot_work_is_refused_by_name_and_value(config, changes, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make(config, **changes)
+
+
+IN_ORDER = [
+    *((config, first, second, 0) for config in CONFIGS for first, second in itertools.pairwise(SIZES[config])),
+    *(
+        (config, first, second, 1.0)
+        for config in CONFIGS
+        for first, second in itertools.pairwise(PROBABILITIES[config])
+    ),
+    (ClassifierConfig, "pad_id", "unknown_id", -1),
+    *((Seq2SeqConfig, first, second, 13) for first, second in itertools.pairwise(("pad_id", "bos_id", "eos_id"))),
+]
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(("config", "first", "second", "value"), IN_ORDER)
+def test_of_two_values_that_cannot_work_the_first_is_named(config, first, second, value):
+    room = {"source_vocab_size": 20} if value == 13 else {}
+    with pytest.raises(ValueError, match=f"^{first}={value}; choose"):
+        make(config, **room, **{first: value, second: value})

@@ -110,7 +110,7 @@ def beams_by_loop(model, start, max_length, num_beams, length_penalty):
         beams = sorted(candidates, key=lambda beam: score(*beam, length_penalty), reverse=True)[:num_beams]
         ended = [score(*beam, length_penalty) for beam in beams if model.ended(beam[1])]
         hopes = [score(beam[0], range(max_length), length_penalty) for beam in beams if not model.ended(beam[1])]
-        if decided is None and ended and max(ended) > max(hopes, default=-math.inf):
+        if decided is None and ended and max(ended) >= max(hopes, default=-math.inf):
             decided = step
     return beams[0][1], decided or max_length - 1
 
@@ -330,12 +330,15 @@ def test_the_length_penalty_is_none_unless_given():
         assert search(beam_search, model, [START], num_beams=2, max_length=6).tolist() == [expected]
 
 
-@pytest.mark.parametrize(("log_prob", "calls"), [(-4.1, 1), (-3.9, 3)])
-def test_the_search_stops_where_the_rest_could_not_overtake_even_at_full_length_and_at_no_cost(log_prob, calls):
+@pytest.mark.parametrize(
+    ("log_prob", "length_penalty", "calls"), [(-4.1, 1.0, 1), (-4.0, 1.0, 1), (-3.9, 1.0, 3), (-3.0, 0.0, 1)]
+)
+def test_the_search_stops_where_the_rest_could_not_overtake_even_at_full_length_and_at_no_cost(
+    log_prob, length_penalty, calls
+):
     # With max_length=4 an unfinished hypothesis may reach 3 tokens: log P / (8 / 6), against -3 of what has ended.
-    chain = {(START,): {EOS: -3.0, A: log_prob}, (START, A): {B: -0.0}, (START, A, B): {B: 0.0, EOS: -0.01}}
-    model = written(chain)
-    search(beam_search, model, [START], num_beams=2, length_penalty=1.0, max_length=4)
+    model = written({(START,): {EOS: -3.0, A: log_prob}, (START, A): {B: 0.0}, (START, A, B): {B: 0.0, EOS: -0.01}})
+    search(beam_search, model, [START], num_beams=2, length_penalty=length_penalty, max_length=4)
     assert len(model.calls) == calls
 
 
@@ -405,4 +408,5 @@ def test_everything_is_made_on_the_device_of_the_start(function):
 def test_no_rows_give_no_rows(function):
     settings = {"num_beams": 2} if function is beam_search else {}
     start = torch.empty(0, 1, dtype=torch.long)
-    assert function(lambda ids, rows: torch.empty(0, 5), start, max_length=4, eos_id=EOS, **settings).tolist() == []
+    actual = function(lambda ids, rows: torch.empty(0, 5), start, max_length=4, eos_id=EOS, **settings)
+    assert torch.equal(actual, start)

@@ -945,7 +945,7 @@ def test_greedy_generation_is_the_argmax_of_forward_token_by_token(changes):
 
 
 @every_generator
-@pytest.mark.parametrize(("num_beams", "length_penalty"), [(3, 0.0), (4, 0.6), (20, 2.0)])
+@pytest.mark.parametrize(("num_beams", "length_penalty"), [(3, 0.0), (5, 2.0)])
 def test_generation_with_beams_is_beam_search_over_forward(changes, num_beams, length_penalty):
     model = make_translator(**changes)
     source = make_ids(*SOURCES, pad_id=model.config.pad_id)
