@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class KeyValueCache:
-    """The keys and values of earlier calls, so that decoding projects each token once (Shazeer, 2019, arXiv:1911.02150).
+    """Keys and values of earlier calls, so that decoding projects each token once (Shazeer, 2019, arXiv:1911.02150).
 
     One cache serves a whole model: each attention in it finds its own entry. Self-attention adds the keys and values
     of its call to those before; cross-attention keeps those of its first call, whose memory must not change.
