@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import companion.models
 from companion.configs import ClassifierConfig, Seq2SeqConfig
 from companion.decoding import beam_search
 from companion.models import Seq2SeqTransformer, TextClassifier
@@ -1012,17 +1013,28 @@ def test_generation_is_greedy_and_cached_unless_told_otherwise():
     assert not torch.equal(model.generate(source, max_length=8, num_beams=3), ids)
 
 
-def test_the_length_penalty_is_none_unless_given_and_a_greater_one_makes_targets_longer():
-    shorter, longer = Counter(), Counter()
+def test_the_length_penalty_is_none_unless_given(monkeypatch):
+    given = []
+
+    def search(next_log_probs, start, **settings):
+        given.append(settings["length_penalty"])
+        return start
+
+    monkeypatch.setattr(companion.models, "beam_search", search)
+    model, source = draw_translator(0, {}), make_ids(*SOURCES)
+    model.generate(source, max_length=8, num_beams=4)
+    model.generate(source, max_length=8, num_beams=4, length_penalty=0.6)
+    assert given == [0.0, 0.6]
+
+
+def test_a_greater_length_penalty_makes_targets_longer():
+    source, shorter, longer = make_ids(*SOURCES), 0, 0
     for seed in range(8):
-        model, source = make_translator(seed), make_ids(*SOURCES)
-        plain = model.generate(source, max_length=8, num_beams=4)
-        assert torch.equal(plain, model.generate(source, max_length=8, num_beams=4, length_penalty=0.0))
-        long = model.generate(source, max_length=8, num_beams=4, length_penalty=3.0)
-        lengths = [(ids != PAD).sum(dim=1).tolist() for ids in (plain, long)]
-        shorter.update(a > b for a, b in zip(*lengths, strict=True))
-        longer.update(a < b for a, b in zip(*lengths, strict=True))
-    assert longer[True] > shorter[True]
+        model = draw_translator(seed, {})
+        plain, long = (model.generate(source, max_length=8, num_beams=4, length_penalty=x) for x in (0.0, 3.0))
+        grown = (long != PAD).sum(dim=1) - (plain != PAD).sum(dim=1)
+        shorter, longer = shorter + (grown < 0).sum().item(), longer + (grown > 0).sum().item()
+    assert longer > shorter
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
