@@ -1114,14 +1114,14 @@ def test_an_empty_source_is_translated_and_an_empty_batch_gives_no_target(num_be
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_the_longest_and_the_shortest_target_that_fit(num_beams):
-    model, source = make_translator(), torch.randint(1, SOURCE_VOCAB, (6, 8))
+    model, source = make_translator(), torch.randint(1, SOURCE_VOCAB, (6, MAX_LENGTH))
     model.output.weight.data[EOS] = 0
     model.output.weight.data[5] = 0
-    longest = model.generate(source, max_length=8, num_beams=num_beams)
+    longest = model.generate(source, max_length=MAX_LENGTH, num_beams=num_beams)
     shortest = model.generate(source, max_length=2, num_beams=num_beams)
-    assert longest.size(1) == 8
+    assert longest.size(1) == MAX_LENGTH
     for row, ids in zip(longest.tolist(), source.tolist(), strict=True):
-        assert row == [*beams_by_forward(model, ids, 8, num_beams, 0.0), *[PAD] * 8][:8]
+        assert row == [*beams_by_forward(model, ids, MAX_LENGTH, num_beams, 0.0), *[PAD] * MAX_LENGTH][:MAX_LENGTH]
     assert shortest.tolist() == [beams_by_forward(model, ids, 2, num_beams, 0.0) for ids in source.tolist()]
 
 
