@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from companion.cache import KeyValueCache
-from companion.checks import check_device, check_like, check_sequence
+from companion.checks import check_device, check_floating, check_like, check_sequence
 
 
 class AttentionOutput(NamedTuple):
@@ -263,21 +263,25 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("value is given without key; give both, or neither for self-attention")
         key = query if key is None else key
         value = key if value is None else value
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            check_sequence(name, x, self.d_model)
-            check_like(name, x, self.in_proj.weight, "module")
+        self._check("query", query)
+        if key is query and value is query:
+            return self._project_self(query, cache)
+        for name, x in (("key", key), ("value", value)):
+            self._check(name, x)
             if x.size(0) != query.size(0):
                 raise ValueError(f"{name} has batch {x.size(0)}; expected {query.size(0)}, the query's")
         if key.size(1) != value.size(1):
             raise ValueError(f"value has length {value.size(1)}; expected {key.size(1)}, the key's")
-        if key is query and value is query:
-            return self._project_self(query, cache)
         if self.rotary is not None:
             raise ValueError("key is given to an attention with rotary positions; leave it out, or make one without")
         q = self._project_rows(query, 0)
         if cache is None:
             return q, *self._project_memory(key, value)
         return q, *cache.once(self, key, value, self._project_memory)
+
+    def _check(self, name: str, x: Tensor) -> None:
+        check_sequence(name, x, self.d_model)
+        check_like(name, x, self.in_proj.weight, "module")
 
     def _project_self(self, x: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, ...]:
         q, k, v = map(self._split_heads, self.in_proj(x).split(self._widths, dim=-1))
@@ -347,8 +351,7 @@ def _fused_attention(
 
 
 def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> None:
-    if not query.is_floating_point():
-        raise TypeError(f"query has dtype {query.dtype}; expected a floating one")
+    check_floating("query", query)
     if query.size(-1) != key.size(-1):
         raise ValueError(f"key has width {key.size(-1)}; expected the query's width {query.size(-1)}")
     if key.size(-2) != value.size(-2):

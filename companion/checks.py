@@ -27,6 +27,16 @@ def check_like(name: str, x: Tensor, other: Tensor, owner: str) -> None:
         raise TypeError(f"{name} has dtype {x.dtype}; expected {other.dtype}, the {owner}'s")
 
 
+def check_floating(name: str, x: Tensor) -> None:
+    """Ask for a floating dtype.
+
+    Raises:
+        TypeError: If ``x`` has another.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}; expected a floating one")
+
+
 def check_device(name: str, x: Tensor, other: Tensor, owner: str) -> None:
     """Ask for the device of ``other``.
 

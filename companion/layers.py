@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Literal, TypedDict, TypeVar, Unpack, cast, get_args
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -274,7 +274,34 @@ class DecoderLayer(_Layer):
         return layer
 
 
-class Encoder(nn.Module):
+_AnyStack = TypeVar("_AnyStack", bound="_Stack")
+
+
+class _Stack(nn.Module):
+    """What encoder and decoder have in common: layers of one type, and a norm after the last where pre-norm."""
+
+    layer_type: ClassVar[type[EncoderLayer] | type[DecoderLayer]]
+    norm: nn.Module
+
+    def __init__(
+        self, num_layers: int, d_model: int, num_heads: int, d_ff: int, **settings: Unpack[LayerSettings]
+    ) -> None:
+        super().__init__()
+        make = self.layer_type
+        self.layers = nn.ModuleList(make(d_model, num_heads, d_ff, **settings) for _ in range(num_layers))
+        pre_norm = settings.get("norm_first")
+        self.norm = _make_norm(settings.get("norm", "layer_norm"), d_model) if pre_norm else nn.Identity()
+
+    @classmethod
+    def _copy(cls: type[_AnyStack], module: nn.TransformerEncoder | nn.TransformerDecoder) -> _AnyStack:
+        """Take over the layers of a stack of ``torch.nn``, and its final norm where it has one."""
+        stack = cls(0, 1, 1, 1)
+        stack.layers.extend(cls.layer_type.from_torch(cast(Any, layer)) for layer in module.layers)
+        stack.norm = nn.Identity() if module.norm is None else copy.deepcopy(module.norm)
+        return stack.train(module.training)
+
+
+class Encoder(_Stack):
     """A stack of encoder layers.
 
     A post-norm stack ends normalised already; a pre-norm stack adds one normalisation at its end.
@@ -293,14 +320,7 @@ class Encoder(nn.Module):
         True
     """
 
-    norm: nn.Module
-
-    def __init__(
-        self, num_layers: int, d_model: int, num_heads: int, d_ff: int, **settings: Unpack[LayerSettings]
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(d_model, num_heads, d_ff, **settings) for _ in range(num_layers))
-        self.norm = _make_final_norm(d_model, settings)
+    layer_type = EncoderLayer
 
     def forward(
         self,
@@ -339,13 +359,10 @@ class Encoder(nn.Module):
             >>> torch.allclose(Encoder.from_torch(theirs)(x), theirs(x), atol=1e-6)
             True
         """
-        encoder = cls(0, 1, 1, 1)
-        encoder.layers.extend(EncoderLayer.from_torch(cast(nn.TransformerEncoderLayer, x)) for x in module.layers)
-        encoder.norm = nn.Identity() if module.norm is None else copy.deepcopy(module.norm)
-        return encoder.train(module.training)
+        return cls._copy(module)
 
 
-class Decoder(nn.Module):
+class Decoder(_Stack):
     """A stack of decoder layers over one memory; where pre-norm, with one normalisation at its end.
 
     Args:
@@ -363,14 +380,7 @@ class Decoder(nn.Module):
         True
     """
 
-    norm: nn.Module
-
-    def __init__(
-        self, num_layers: int, d_model: int, num_heads: int, d_ff: int, **settings: Unpack[LayerSettings]
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(d_model, num_heads, d_ff, **settings) for _ in range(num_layers))
-        self.norm = _make_final_norm(d_model, settings)
+    layer_type = DecoderLayer
 
     def forward(
         self,
@@ -415,10 +425,7 @@ class Decoder(nn.Module):
             >>> torch.allclose(Decoder.from_torch(theirs)(x, memory), theirs(x, memory), atol=1e-6)
             True
         """
-        decoder = cls(0, 1, 1, 1)
-        decoder.layers.extend(DecoderLayer.from_torch(cast(nn.TransformerDecoderLayer, x)) for x in module.layers)
-        decoder.norm = nn.Identity() if module.norm is None else copy.deepcopy(module.norm)
-        return decoder.train(module.training)
+        return cls._copy(module)
 
 
 class EncoderDecoder(nn.Module):
@@ -496,10 +503,6 @@ def _make_norm(name: Norm, d_model: int) -> nn.Module:
     if name not in _NORMS:
         raise ValueError(f"norm={name!r} is unknown; choose one of {get_args(Norm)}")
     return _NORMS[name](d_model)
-
-
-def _make_final_norm(d_model: int, settings: LayerSettings) -> nn.Module:
-    return _make_norm(settings.get("norm", "layer_norm"), d_model) if settings.get("norm_first") else nn.Identity()
 
 
 def _activation_name(activation: object) -> Activation:

@@ -32,9 +32,7 @@ class TextClassifier(nn.Module):
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model, padding_idx=config.pad_id)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        nn.init.zeros_(self.embedding.weight[config.pad_id])
+        self.embedding = _make_embedding(config.vocab_size, config, std=0.02)
         self.positions = _make_positions(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.encoder = Encoder(
@@ -93,9 +91,10 @@ class Seq2SeqTransformer(nn.Module):
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
         self.config = config
-        self.target_embedding = _make_embedding(config.target_vocab_size, config)
+        std = config.d_model**-0.5  # of unit variance after the product with sqrt(d_model)
+        self.target_embedding = _make_embedding(config.target_vocab_size, config, std)
         shared = config.share_embeddings
-        self.source_embedding = None if shared else _make_embedding(config.source_vocab_size, config)
+        self.source_embedding = None if shared else _make_embedding(config.source_vocab_size, config, std)
         self.source_positions, self.target_positions = _make_positions(config), _make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = EncoderDecoder(
@@ -236,7 +235,8 @@ class Seq2SeqTransformer(nn.Module):
         offset = 0 if cache is None else cache.length
         length = offset + target_ids.size(1)
         x = self._embed(target_ids, self.target_embedding, self.target_positions, offset)
-        mask = causal_mask(length, device=x.device)[offset:]
+        # The last token may attend to all before it: a step with a cache needs no mask.
+        mask = causal_mask(length, device=x.device)[offset:] if x.size(1) > 1 else None
         bias = _make_bias(self.config, x.size(1), length, x.device)
         return self.transformer.decoder(x, memory, mask, memory_mask, bias=bias, cache=cache)
 
@@ -248,10 +248,10 @@ class Seq2SeqTransformer(nn.Module):
         return F.linear(x, self.target_embedding.weight) if self.output is None else self.output(x)
 
 
-def _make_embedding(vocab_size: int, config: Seq2SeqConfig) -> nn.Embedding:
-    """Make vectors that have unit variance after the product with ``sqrt(d_model)``; padding's is 0."""
+def _make_embedding(vocab_size: int, config: ClassifierConfig | Seq2SeqConfig, std: float) -> nn.Embedding:
+    """Make normal vectors of this deviation; padding's is 0."""
     embedding = nn.Embedding(vocab_size, config.d_model, padding_idx=config.pad_id)
-    nn.init.normal_(embedding.weight, std=config.d_model**-0.5)
+    nn.init.normal_(embedding.weight, std=std)
     nn.init.zeros_(embedding.weight[config.pad_id])
     return embedding
 

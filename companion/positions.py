@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.checks import check_device, check_sequence
+from companion.checks import check_device, check_floating, check_sequence
 
 
 def sinusoidal_encoding(length: int, d_model: int) -> Float[Tensor, "length d_model"]:
@@ -159,8 +159,7 @@ class RotaryEmbedding(nn.Module):
         """
         if x.dim() != 4 or x.size(-1) != self.head_dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, heads, length, head_dim={self.head_dim})")
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; expected a floating one")
+        check_floating("x", x)
         exact = torch.float32 if x.device.type == "mps" else torch.float64
         position = torch.arange(offset, offset + x.size(2), dtype=exact, device=x.device)
         angle = _angles(position, self.head_dim, self.base)
@@ -237,8 +236,7 @@ def _rows(table: Tensor, x: Tensor, offset: int) -> Tensor:
     max_length, d_model = table.shape
     check_sequence("x", x, d_model)
     check_device("x", x, table, "table")
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; expected a floating one")
+    check_floating("x", x)
     end = offset + x.size(1)
     if offset < 0 or end > max_length:
         after = f" after offset={offset}" if offset else ""

@@ -29,7 +29,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("checks", "cache", "attention", "positions", "feed_forward", "layers", "decoding", "configs", "models")
-MORE_TESTS = {"models": ("configs",)}  # whose test files a module's tests go on with
 MOST_SURVIVORS = 0.1
 OPTIONS = ["-xq", "--tb=no", "-pno:cacheprovider", "-opythonpath=.", "-Wignore::pytest.PytestAssertRewriteWarning"]
 
@@ -158,8 +157,7 @@ def start(module: str, source: str, limit: int = 0) -> int:
             return get_code(self, fullname)
 
         SourceFileLoader.get_code = get_mutated_code  # the loader of jaxtyping's hook inherits it
-        more = (f"tests/test_{name}.py" for name in MORE_TESTS.get(module, ()))
-        os._exit(pytest.main([*OPTIONS, f"tests/test_{module}.py", *filter(os.path.exists, more)]))
+        os._exit(pytest.main([*OPTIONS, f"tests/test_{module}.py"]))
     finally:
         os._exit(1)
 

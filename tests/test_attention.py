@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -61,12 +62,6 @@ modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"]
 
 def randn(*shape, requires_grad=True):
     return torch.randn(shape, dtype=torch.float64, requires_grad=requires_grad)
-
-
-def gradients(output, inputs):
-    """Differentiate a fixed weighting of the output, so that every element counts differently."""
-    weighting = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).cos().view_as(output)
-    return torch.autograd.grad((output * weighting).sum(), inputs)
 
 
 def loop_attention(query, key, value, mask, bias):

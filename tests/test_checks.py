@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from companion.checks import check_device, check_ids, check_like, check_sequence
+from companion.checks import check_device, check_floating, check_ids, check_like, check_sequence
 
 X = torch.zeros(2, 3, 4)
 TABLE = torch.zeros(9, 4)
@@ -35,6 +35,13 @@ def test_another_dtype_is_named(dtype):
     with pytest.raises(TypeError, match=f"^x has dtype {dtype}; expected torch.float32, the module's$"):
         check_like("x", X.to(dtype), TABLE, "module")
     assert check_like("x", X.to(dtype), TABLE.to(dtype), "module") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_a_dtype_that_is_not_floating_is_named(dtype):
+    assert check_floating("query", X.bfloat16()) is None
+    with pytest.raises(TypeError, match=f"^query has dtype {dtype}; expected a floating one$"):
+        check_floating("query", X.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import gradients
 from torch import nn
 
 from companion.feed_forward import FeedForward
@@ -31,12 +32,6 @@ def scattered(activation, **settings):
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     return module
-
-
-def gradients(output, inputs):
-    """Differentiate a fixed weighting of the output, so that every element counts differently."""
-    weighting = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).cos().view_as(output)
-    return torch.autograd.grad((output * weighting).sum(), inputs)
 
 
 @activations

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import gradients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -138,12 +139,6 @@ def copy_parameters(reference, module):
     theirs = reference.state_dict()
     module.load_state_dict({name: theirs[torch_name(name, theirs)] for name in module.state_dict()})
     return module
-
-
-def gradients(output, inputs):
-    """Differentiate a fixed weighting of the output, so that every element counts differently."""
-    weighting = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).cos().view_as(output)
-    return torch.autograd.grad((output * weighting).sum(), inputs)
 
 
 def assert_same(actual, expected, inputs):

@@ -10,6 +10,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -294,12 +295,6 @@ class ByHand:
             rows.append(self.stack("transformer.decoder", self.embed(target, "target_"), memory))
         output = "target_embedding" if self.config.tie_output else "output"
         return self.linear(torch.stack(rows), output)
-
-
-def gradients(output, inputs):
-    """Differentiate a fixed weighting of the output, so that every element counts differently."""
-    weighting = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).cos().view_as(output)
-    return torch.autograd.grad((output * weighting).sum(), inputs)
 
 
 @every_architecture
