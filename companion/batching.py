@@ -16,7 +16,7 @@ class LabelledBatch(NamedTuple):
 
     Attributes:
         input_ids: Token ids, ``(batch, length)``, padded with 0.
-        labels: 0.0 or 1.0, ``(batch,)``.
+        labels: Of texts, 0.0 or 1.0, ``(batch,)``; of tokens, ``(batch, length)``, padded with 0.
 
     Example:
         >>> batch = LabelledBatch(pad_batch([[5, 6, 7], [8]]), torch.tensor([1.0, 0.0]))
@@ -213,6 +213,47 @@ def labelled_batches(
     return DataLoader(examples, batch_sampler=sampler, collate_fn=_collate_labelled)  # type: ignore[arg-type]
 
 
+def tagged_batches(
+    sequences: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader[LabelledBatch]:
+    """Batch token ids and a label for each token, with a `LengthBucketSampler`.
+
+    Args:
+        sequences: Token ids of each example.
+        labels: As many labels for each example; 0 where a token has none.
+        max_tokens: As in `LengthBucketSampler`.
+        shuffle: As in `LengthBucketSampler`.
+        seed: As in `LengthBucketSampler`.
+
+    Returns:
+        An iterable of `LabelledBatch`.
+
+    Raises:
+        ValueError: If an example has more or fewer labels than tokens, or the sampler refuses the lengths.
+
+    Example:
+        >>> batches = tagged_batches([[5, 6, 7], [8]], [[7, 6, 5], [8]], max_tokens=6, shuffle=False)
+        >>> [batch.labels.tolist() for batch in batches]
+        [[[8, 0, 0], [7, 6, 5]]]
+    """
+    lengths, given = [len(sequence) for sequence in sequences], [len(tags) for tags in labels]
+    if lengths != given:
+        raise ValueError("every token needs a label, and every label a token; give 0 where a token has none")
+    sampler = LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed)
+    examples = list(zip(sequences, labels, strict=True))
+    return DataLoader(examples, batch_sampler=sampler, collate_fn=_collate_tagged)  # type: ignore[arg-type]
+
+
 def _collate_labelled(examples: list[tuple[Sequence[int], int]]) -> LabelledBatch:
     sequences, labels = zip(*examples, strict=True)
     return LabelledBatch(pad_batch(sequences), torch.tensor(labels, dtype=torch.float32))
+
+
+def _collate_tagged(examples: list[tuple[Sequence[int], Sequence[int]]]) -> LabelledBatch:
+    sequences, labels = zip(*examples, strict=True)
+    return LabelledBatch(pad_batch(sequences), pad_batch(labels))

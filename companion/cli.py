@@ -1,4 +1,4 @@
-"""The command line: ``python -m companion train | evaluate | predict``."""
+"""The command line: ``python -m companion train | evaluate | predict | measure``."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 import tyro
 from torch.utils.data import DataLoader
 
-from companion import toy
+from companion import experiments, toy
 from companion.batching import LabelledBatch, labelled_batches
 from companion.models import ClassifierConfig, TextClassifier
 from companion.prediction import Predictor, load_run
+from companion.records import Measurement, git_commit, hardware, package_versions
 from companion.runs import RunFolder
 from companion.text import Review, Vocabulary, WordTokenizer, hold_out, load_imdb
-from companion.training import TrainingConfig, classification_loss, evaluate, train
+from companion.training import TrainingConfig, classification_loss, default_device, evaluate, train
 
 Corpus = Literal["imdb", "toy"]
 
@@ -127,10 +129,41 @@ class Predict:
             print(f"{label} {probability:.2f}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Train small models on tasks that need order and on one that does not, with each kind of positions.
+
+    Runs that are finished in the folder are not repeated, and one that is not goes on.
+    """
+
+    what: tyro.conf.Positional[Literal["positions"]]
+    """What to measure."""
+    output: Path
+    """The folder to write: the runs, and record.json."""
+    seeds: int = 3
+    """How often each model is trained."""
+
+    def run(self) -> None:
+        """Train, measure, write the record."""
+        start = time.perf_counter()
+        rows = experiments.position_ablation(self.output, seeds=self.seeds)
+        measurement = Measurement(
+            command=_command_line(),
+            commit=git_commit(),
+            versions=package_versions(),
+            hardware=hardware(default_device(), 1),
+            wall_seconds=round(time.perf_counter() - start, 1),
+            rows=rows,
+        )
+        measurement.save(self.output / "record.json")
+        print(f"{self.output / 'record.json'}: {len(rows)} rows")
+
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
 )
 
 
@@ -150,12 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; train goes on with --resume", file=sys.stderr)
+        print("interrupted; train goes on with --resume, measure as it is", file=sys.stderr)
         return 130
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> Train | Evaluate | Predict:
+def _parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Measure:
     """Parse the command line; what tyro prints on bad input, many lines, becomes one ValueError."""
     stderr = io.StringIO()
     try:
@@ -203,11 +236,14 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
         data=data,
     )
     if record.test is None:
-        words = shlex.join(["python", "-m", "companion", *sys.argv[1:]])
-        record = dataclasses.replace(record, test=_test(predictor), command=words)
+        record = dataclasses.replace(record, test=_test(predictor), command=_command_line())
     if _is_main_process():
         record.save(run.record)
         print(f"{run.folder}: {_figures('dev', record.dev)}, {_figures('test', record.test)}")
+
+
+def _command_line() -> str:
+    return shlex.join(["python", "-m", "companion", *sys.argv[1:]])
 
 
 def _figures(split: str, metrics: dict[str, float] | None) -> str:

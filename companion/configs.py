@@ -65,6 +65,31 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenClassifierConfig(ClassifierConfig):
+    """The shape of a `TokenClassifier`: that of a classifier, and two settings more.
+
+    Attributes:
+        num_labels: Number of labels, 0 included, which marks what has none.
+        causal: Each token sees only those up to itself, as in a language model.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> TokenClassifierConfig(vocab_size=12, num_labels=0)
+        Traceback (most recent call last):
+        ValueError: num_labels=0; choose 1 or more
+    """
+
+    num_labels: int
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "num_labels")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig:
     """The shape of a `Seq2SeqTransformer`; what is left out is as in the base model of Vaswani et al., 2017, table 3.
 

@@ -1,4 +1,4 @@
-"""Models: the classifier and the sequence-to-sequence model."""
+"""Models: the classifiers, of texts and of tokens, and the sequence-to-sequence model."""
 
 import math
 from typing import Any
@@ -11,28 +11,20 @@ from torch import Tensor, nn
 from companion.attention import causal_mask, padding_mask
 from companion.cache import KeyValueCache
 from companion.checks import check_ids
-from companion.configs import ClassifierConfig, Seq2SeqConfig
+from companion.configs import ClassifierConfig, Seq2SeqConfig, TokenClassifierConfig
 from companion.decoding import beam_search, greedy_search
 from companion.layers import Encoder, EncoderDecoder
 from companion.positions import LearnedPositionalEmbedding, RotaryEmbedding, SinusoidalPositionalEncoding, alibi_bias
 
 
-class TextClassifier(nn.Module):
-    """Embedding, positions, encoder, the mean over the tokens, one logit.
+class _Classifier(nn.Module):
+    """What the classifiers have in common: embedding, positions, encoder, a map to the logits."""
 
-    Args:
-        config: Its shape.
-
-    Example:
-        >>> model = TextClassifier(ClassifierConfig(vocab_size=100))
-        >>> model(torch.tensor([[5, 6, 7], [8, 0, 0]])).shape
-        torch.Size([2])
-    """
-
-    def __init__(self, config: ClassifierConfig) -> None:
+    def __init__(self, config: ClassifierConfig, num_logits: int) -> None:
         super().__init__()
         self.config = config
-        self.embedding = _make_embedding(config.vocab_size, config, std=0.02)
+        std = 1.0 if config.positions == "sinusoidal" else 0.02  # as large as what is added to it
+        self.embedding = _make_embedding(config.vocab_size, config, std)
         self.positions = _make_positions(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.encoder = Encoder(
@@ -46,7 +38,36 @@ class TextClassifier(nn.Module):
             activation=config.activation,
             rotary=_make_rotary(config),
         )
-        self.output = nn.Linear(config.d_model, 1)
+        self.output = nn.Linear(config.d_model, num_logits)
+
+    def _check(self, input_ids: Tensor) -> None:
+        check_ids("input_ids", input_ids, self.embedding.weight, self.config.max_length)
+
+    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        if self.training and self.config.word_dropout > 0:
+            input_ids = self._drop_words(input_ids)
+        x = _add_positions(self.embedding(input_ids), self.positions)
+        return self.encoder(self.dropout(x), mask, bias=_make_bias(self.config, x.size(1), x.size(1), x.device))
+
+    def _drop_words(self, input_ids: Tensor) -> Tensor:
+        dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
+        return input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
+
+
+class TextClassifier(_Classifier):
+    """Embedding, positions, encoder, the mean over the tokens, one logit.
+
+    Args:
+        config: Its shape.
+
+    Example:
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=100))
+        >>> model(torch.tensor([[5, 6, 7], [8, 0, 0]])).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config, num_logits=1)
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
         """Return the logit of the positive class; padding does not change it.
@@ -61,17 +82,46 @@ class TextClassifier(nn.Module):
             TypeError: If the input is not of an integer dtype.
             ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
         """
-        check_ids("input_ids", input_ids, self.embedding.weight, self.config.max_length)
+        self._check(input_ids)
         mask = padding_mask(input_ids, self.config.pad_id)
-        if self.training and self.config.word_dropout > 0:
-            input_ids = self._drop_words(input_ids)
-        x = _add_positions(self.embedding(input_ids), self.positions)
-        x = self.encoder(self.dropout(x), mask, bias=_make_bias(self.config, x.size(1), x.size(1), x.device))
-        return self.output(_masked_mean(x, mask[:, 0, 0])).squeeze(-1)
+        return self.output(_masked_mean(self._encode(input_ids, mask), mask[:, 0, 0])).squeeze(-1)
 
-    def _drop_words(self, input_ids: Tensor) -> Tensor:
-        dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
-        return input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
+
+class TokenClassifier(_Classifier):
+    """Embedding, positions, encoder, logits for each token; where causal, a language model.
+
+    Args:
+        config: Its shape.
+
+    Example:
+        >>> model = TokenClassifier(TokenClassifierConfig(vocab_size=12, num_labels=12, causal=True)).eval()
+        >>> ids = torch.tensor([[5, 6, 7]])
+        >>> torch.allclose(model(ids)[:, :2], model(ids[:, :2]), atol=1e-6)  # the last token changes nothing before it
+        True
+    """
+
+    def __init__(self, config: TokenClassifierConfig) -> None:
+        super().__init__(config, config.num_labels)
+        self.causal = config.causal
+
+    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length labels"]:
+        """Return the logits of each token's label; padding does not change those of the tokens.
+
+        Args:
+            input_ids: Token ids, ``(batch, length)``, padded with ``config.pad_id``.
+
+        Returns:
+            Logits, ``(batch, length, num_labels)``.
+
+        Raises:
+            TypeError: If the input is not of an integer dtype.
+            ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
+        """
+        self._check(input_ids)
+        mask = padding_mask(input_ids, self.config.pad_id)
+        if self.causal:
+            mask = mask & causal_mask(input_ids.size(1), device=input_ids.device)
+        return self.output(self._encode(input_ids, mask))
 
 
 class Seq2SeqTransformer(nn.Module):

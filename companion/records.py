@@ -1,4 +1,4 @@
-"""Records: what a training run did, with what, on what, and how it ended."""
+"""Records: what a run did, with what, on what, and how it ended."""
 
 import json
 import os
@@ -7,15 +7,41 @@ import subprocess
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 
 from companion.files import atomic_path
 
+_AnyRecord = TypeVar("_AnyRecord", bound="_Record")
+
+
+class _Record:
+    """What records have in common: they stand in a file."""
+
+    kind: ClassVar[str]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record as JSON, atomically."""
+        write_json(path, asdict(cast(Any, self)))
+
+    @classmethod
+    def load(cls: type[_AnyRecord], path: str | os.PathLike[str]) -> _AnyRecord:
+        """Read a record.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a record of this kind.
+        """
+        entries = read_json(path)
+        expected = {field.name for field in fields(cast(Any, cls))}
+        if set(entries) != expected:
+            raise ValueError(f"{path} is not a {cls.kind}: {sorted(set(entries) ^ expected)} do not match")
+        return cls(**entries)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
+class TrainingRecord(_Record):
     """A training run and its provenance, as it stands in ``record.json``.
 
     Attributes:
@@ -41,6 +67,8 @@ class TrainingRecord:
         True
     """
 
+    kind: ClassVar[str] = "training record"
+
     command: str
     config: dict[str, Any]
     seed: int
@@ -54,23 +82,33 @@ class TrainingRecord:
     dev: dict[str, float] | None
     test: dict[str, float] | None = None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the record as JSON, atomically."""
-        write_json(path, asdict(self))
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "TrainingRecord":
-        """Read a record.
+@dataclass(frozen=True, kw_only=True)
+class Measurement(_Record):
+    """Figures that many runs gave, and their provenance.
 
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is not a record.
-        """
-        entries = read_json(path)
-        expected = {field.name for field in fields(cls)}
-        if set(entries) != expected:
-            raise ValueError(f"{path} is not a training record: {sorted(set(entries) ^ expected)} do not match")
-        return cls(**entries)
+    Attributes:
+        command: What was run.
+        commit: The package's git commit, ``-dirty`` where it had changes; ``None`` outside a checkout.
+        versions: Versions of Python and of the packages that matter.
+        hardware: Device, processor, threads and processes.
+        wall_seconds: Seconds that it took, without what was found finished.
+        rows: The figures, a dict for each.
+
+    Example:
+        >>> measurement = load_measurement("positions")
+        >>> sorted(measurement.rows[0])
+        ['accuracy', 'length', 'loss', 'positions', 'seed', 'task']
+    """
+
+    kind: ClassVar[str] = "measurement"
+
+    command: str
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    wall_seconds: float
+    rows: list[dict[str, Any]]
 
 
 def write_json(path: str | os.PathLike[str], entries: dict[str, Any]) -> None:

@@ -134,6 +134,33 @@ def classification_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
     )
 
 
+def tagging_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
+    """Cross-entropy of the logits of each token's label; a label of 0 is left out.
+
+    Args:
+        model: A model from ids ``(batch, length)`` to logits ``(batch, length, num_labels)``.
+        batch: Ids, and labels ``(batch, length)``.
+
+    Returns:
+        The summed cross-entropy in nats, the number of labels, and the sums of ``accuracy`` and ``tokens``.
+
+    Example:
+        >>> model = nn.Embedding.from_pretrained(torch.eye(8))  # its logit is 1 for the id itself, else 0
+        >>> loss = tagging_loss(model, LabelledBatch(torch.tensor([[5, 6], [7, 0]]), torch.tensor([[5, 1], [0, 0]])))
+        >>> loss.count.item(), loss.metrics["accuracy"].item(), loss.metrics["tokens"].item()
+        (2, 1, 3)
+    """
+    logits, labelled = model(batch.input_ids), batch.labels != 0
+    return LossOutput(
+        F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=0, reduction="sum"),
+        labelled.sum(),
+        {
+            "accuracy": ((logits.argmax(dim=-1) == batch.labels) & labelled).sum(),
+            "tokens": (batch.input_ids != 0).sum(),
+        },
+    )
+
+
 def train(
     model: nn.Module,
     batches: Batches,

@@ -30,6 +30,7 @@ ORDER = (
     "runs",
     "training",
     "prediction",
+    "experiments",
     "results",
     "plotting",
 )

@@ -1,7 +1,6 @@
 """Every public name shows an example in its docstring, and every example prints what it says."""
 
 import doctest
-import inspect
 
 import pytest
 import torch
@@ -11,8 +10,11 @@ from torch import nn
 import companion
 
 PUBLIC = {name: getattr(companion, name) for name in companion.__all__ if name != "toy"}
-PUBLIC |= {f"toy.{name}": value for name, value in vars(companion.toy).items() if inspect.isfunction(value)}
-PUBLIC = {name: value for name, value in PUBLIC.items() if not name.startswith("toy._")}
+PUBLIC |= {
+    f"toy.{name}": value
+    for name, value in vars(companion.toy).items()
+    if getattr(value, "__module__", None) == "companion.toy" and not name.startswith("_")
+}
 
 
 def examples(name, value):

@@ -51,14 +51,14 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Keep of the metadata the kernel's name and the cells' tags, and fold titled cells on Colab.
+    """Keep of the metadata the kernel's name, the cells' tags and their figures' alt text, and fold titled cells on Colab.
 
     Args:
         notebook: The notebook, changed in place.
     """
     notebook.metadata = NotebookNode(NOTEBOOK_METADATA)
     for cell in notebook.cells:
-        kept = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        kept = {name: cell.metadata[name] for name in ("tags", "mystnb") if cell.metadata.get(name)}
         if cell.source.startswith("#@title"):
             kept["cellView"] = "form"
         cell.metadata = NotebookNode(kept)

@@ -1,0 +1,888 @@
+import inspect
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from companion import exercises
+from companion.attention import AttentionOutput
+from companion.exercises import (
+    check_alibi,
+    check_attention,
+    check_causal_mask,
+    check_feed_forward,
+    check_layer_norm,
+    check_learning_rate,
+    check_mean_pooling,
+    check_multi_head_attention,
+    check_padding_mask,
+    check_parameter_count,
+    check_positions,
+    check_post_norm,
+    check_recurrence,
+    check_rotary,
+    check_shift_matrix,
+    check_softmax,
+    check_softmax_gradient,
+    check_split_heads,
+    check_teacher_forcing,
+)
+
+CHECKS = [value for name, value in vars(exercises).items() if name.startswith("check_")]
+
+# Background: attempts, right by default and wrong by their keywords
+
+
+def softmax(scores, dim=-1, maximum=lambda scores: scores.amax(-1, keepdim=True)):
+    exponentials = torch.exp(scores - maximum(scores))
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def softmax_in_place(scores):
+    scores -= scores.amax(-1, keepdim=True)
+    scores.exp_()
+    scores /= scores.sum(-1, keepdim=True)
+    return scores
+
+
+def recurrence(x, w_x, w_h, bias, step=lambda inputs, carried: (inputs + carried).tanh(), order=1, back=1):
+    h, states = torch.zeros(w_h.size(0)), []
+    for x_t in list(x)[::order]:
+        h = step(x_t @ w_x + bias, h @ w_h)
+        states.append(h)
+    return torch.stack(states[::back])
+
+
+def recurrence_by_torch(x, w_x, w_h, bias):
+    rnn = nn.RNN(*w_x.shape, dtype=x.dtype)
+    rnn.load_state_dict(
+        {"weight_ih_l0": w_x.T, "weight_hh_l0": w_h.T, "bias_ih_l0": bias, "bias_hh_l0": torch.zeros_like(bias)}
+    )
+    return rnn(x)[0]
+
+
+def recurrence_with_zero_state(x, w_x, w_h, bias):
+    return F.pad(recurrence(x, w_x, w_h, bias), (0, 0, 1, 0))
+
+
+def split_heads(x, num_heads):
+    return torch.stack(x.chunk(num_heads, dim=-1), dim=1)
+
+
+def mean_pooling(x, mask):
+    return torch.stack([text[kept].mean(0) for text, kept in zip(x, mask, strict=True)])
+
+
+def masked_sum(x, mask):
+    return torch.einsum("bnd,bn->bd", x, mask.to(x.dtype))
+
+
+def mean_pooling_in_place(x, mask):
+    x *= mask[..., None]
+    return x.sum(1) / mask.sum(1, keepdim=True)
+
+
+# Attention
+
+
+def attention(query, key, value, mask=None, scale=None, dim=-1, fill=-math.inf, nowhere=0.0, mend=None):
+    scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale(query, key)
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scale
+    if mask is None:
+        weights = scores.softmax(dim)
+    elif mend is not None:
+        weights = mend(scores, mask)
+    else:
+        weights = scores.masked_fill(~mask, fill).softmax(dim)
+        weights = weights if nowhere is None else weights.nan_to_num(nan=nowhere)
+    return weights @ value, weights
+
+
+def attention_by_torch(query, key, value, mask=None):
+    output = F.scaled_dot_product_attention(query, key, value, mask)
+    # Rows of the weights are the outputs for the unit vectors as values.
+    unit = torch.eye(key.size(-2), dtype=key.dtype).expand(*key.shape[:-1], -1)
+    return [output, F.scaled_dot_product_attention(query, key, unit, mask)]
+
+
+def attention_in_place(query, key, value, mask=None):
+    query /= query.size(-1) ** 0.5
+    weights = query @ key.mT
+    if mask is not None:
+        weights.masked_fill_(mask.logical_not_(), -math.inf)
+        weights = weights.softmax(-1).masked_fill(mask, 0)
+    else:
+        weights = weights.softmax(-1)
+    return AttentionOutput(weights @ value.mul_(1), weights)
+
+
+def scores_as_weights(query, key, value, mask=None, scale=1.0):
+    return attention(query, key, value, mask)[0], query @ key.mT * scale
+
+
+def softmax_missing(query, key, value, mask=None):
+    scores = query @ key.mT / math.sqrt(query.size(-1))
+    return scores @ value, scores
+
+
+def keys_mixed(query, key, value, mask=None):
+    weights = attention(query, key, value, mask)[1]
+    return weights @ key, weights
+
+
+def nan_left_in_the_weights(query, key, value, mask=None):
+    output, weights = attention(query, key, value, mask, nowhere=None)
+    return output.nan_to_num(0), weights
+
+
+def causal(length, sees=lambda query, key: key <= query):
+    return torch.tensor([[sees(query, key) for key in range(length)] for query in range(length)])
+
+
+def padding(input_ids, pad_id=0):
+    batch, length = input_ids.shape
+    return (input_ids != pad_id).reshape(batch, 1, 1, length)
+
+
+def padding_for_every_query(input_ids, pad_id=0):
+    return padding(input_ids, pad_id).expand(-1, -1, input_ids.size(1), -1)
+
+
+def multi_head(x, w_q, w_k, w_v, w_o, num_heads, split=None, join=None, scale=None):
+    b, n, d = x.shape
+    split = split or (lambda x: x.reshape(b, n, num_heads, d // num_heads).permute(0, 2, 1, 3))
+    join = join or (lambda heads: torch.cat(list(heads.unbind(1)), dim=-1))
+    q, k, v = split(x @ w_q), split(x @ w_k), split(x @ w_v)
+    weights = (q @ k.mT * (scale or (d // num_heads) ** -0.5)).softmax(-1)
+    return join(weights @ v) @ w_o
+
+
+def multi_head_by_torch(x, w_q, w_k, w_v, w_o, num_heads):
+    module = nn.MultiheadAttention(x.size(-1), num_heads, bias=False, batch_first=True, dtype=x.dtype)
+    with torch.no_grad():
+        module.in_proj_weight.copy_(torch.cat((w_q, w_k, w_v), dim=1).T)
+        module.out_proj.weight.copy_(w_o.T)
+    return module(x, x, x)[0]
+
+
+def heads_by_view(x, w_q, w_k, w_v, w_o, num_heads, **others):
+    return multi_head(
+        x, w_q, w_k, w_v, w_o, num_heads, split=lambda x: x.view(x.size(0), num_heads, x.size(1), -1), **others
+    )
+
+
+def heads_joined_by_reshape(x, *weights, split=multi_head):
+    return split(x, *weights, join=lambda heads: heads.reshape(x.shape))
+
+
+def softmax_gradient(weights, upstream):
+    jacobian = torch.diag_embed(weights) - weights[..., :, None] * weights[..., None, :]
+    return torch.einsum("...ij,...j->...i", jacobian, upstream)
+
+
+def softmax_gradient_by_autograd(weights, upstream):
+    scores = weights.log().requires_grad_()
+    return torch.autograd.grad(scores.softmax(-1), scores, upstream)[0]
+
+
+# Positions
+
+
+def positions(
+    length, d_model, pair=lambda j: j // 2, first=0, even=math.sin, odd=math.cos, sign=-1, dtype=torch.float64
+):
+    rows = []
+    for position in range(first, first + length):
+        angles = [position * 10_000 ** (sign * 2 * pair(j) / d_model) for j in range(d_model)]
+        rows.append([(odd if j % 2 else even)(angle) for j, angle in enumerate(angles)])
+    return torch.tensor(rows, dtype=dtype)
+
+
+def positions_in_float32(length, d_model):
+    table = torch.zeros(length, d_model)
+    frequency = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000.0) / d_model))
+    table[:, 0::2] = torch.sin(torch.arange(length)[:, None] * frequency)
+    table[:, 1::2] = torch.cos(torch.arange(length)[:, None] * frequency)
+    return table
+
+
+def positions_in_halves(length, d_model):
+    table = positions(length, d_model)
+    return torch.cat((table[:, ::2], table[:, 1::2]), dim=1)
+
+
+def shift_matrix(k, d_model, frequency=lambda i, d_model: 10_000 ** (-2 * i / d_model), dtype=torch.float64):
+    matrix = torch.zeros(d_model, d_model, dtype=dtype)
+    for i in range(d_model // 2):
+        angle = k * frequency(i, d_model)
+        matrix[2 * i, 2 * i] = matrix[2 * i + 1, 2 * i + 1] = math.cos(angle)
+        matrix[2 * i, 2 * i + 1], matrix[2 * i + 1, 2 * i] = math.sin(angle), -math.sin(angle)
+    return matrix
+
+
+def shift_matrix_by_least_squares(k, d_model):
+    table = positions(1000 + k, d_model)
+    return torch.linalg.lstsq(table[:1000], table[k:]).solution.T
+
+
+def shift_matrix_in_halves(k, d_model):
+    angle = torch.tensor([k * 10_000 ** (-2 * i / d_model) for i in range(d_model // 2)], dtype=torch.float64)
+    cosine, sine = angle.cos().diag(), angle.sin().diag()
+    return torch.cat((torch.cat((cosine, sine), dim=1), torch.cat((-sine, cosine), dim=1)))
+
+
+def rotary(x, offset=0, base=10_000.0, sign=1, dtype=torch.float64):
+    """Multiply complex numbers, one for each pair."""
+    length, head_dim = x.shape[-2:]
+    frequency = sign * base ** (-torch.arange(0, head_dim, 2, dtype=dtype) / head_dim)
+    angle = torch.arange(offset, offset + length)[:, None] * frequency
+    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+
+
+def rotary_in_place(x, offset=0):
+    angle = torch.arange(offset, offset + x.size(-2))[:, None] * 10_000 ** (
+        -torch.arange(0, x.size(-1), 2) / x.size(-1)
+    )
+    first, second = x[..., ::2].clone(), x[..., 1::2].clone()
+    x[..., ::2] = first * angle.cos() - second * angle.sin()
+    x[..., 1::2] = first * angle.sin() + second * angle.cos()
+    return x
+
+
+def rotary_in_halves(x, offset=0):
+    half = x.size(-1) // 2
+    angle = torch.arange(offset, offset + x.size(-2))[:, None] * 10_000 ** (-torch.arange(half) / half)
+    cosine, sine = (torch.cat((part, part), dim=-1) for part in (angle.cos(), angle.sin()))
+    return x * cosine + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sine
+
+
+def alibi(num_heads, length, slope=lambda h, n: 2 ** (-8 * h / n), distance=lambda query, key: -abs(query - key)):
+    return torch.tensor(
+        [
+            [[slope(h, num_heads) * distance(query, key) for key in range(length)] for query in range(length)]
+            for h in range(1, num_heads + 1)
+        ]
+    )
+
+
+# Layers
+
+
+def layer_norm(x, gain, bias, eps=1e-5, dim=-1, correction=0, root=lambda variance, eps: (variance + eps) ** 0.5):
+    mean = x.mean(dim, keepdim=True)
+    variance = ((x - mean) ** 2).sum(dim, keepdim=True) / (count(x, dim) - correction)
+    return (x - mean) / root(variance, eps) * gain + bias
+
+
+def count(x, dim):
+    return math.prod(x.size(d) for d in ((dim,) if isinstance(dim, int) else dim))
+
+
+def layer_norm_in_place(x, gain, bias, eps=1e-5):
+    x -= x.mean(-1, keepdim=True)
+    x /= (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return x.mul_(gain).add_(bias)
+
+
+def feed_forward(x, w_1, b_1, w_2, b_2):
+    return F.linear(F.linear(x, w_1.T, b_1).clamp(min=0), w_2.T, b_2)
+
+
+def post_norm_in_place(x, sublayer, norm):
+    x += sublayer(x)
+    return norm(x)
+
+
+def encoder_layer_parameters(d_model, d_ff):
+    layer = nn.TransformerEncoderLayer(d_model, nhead=1, dim_feedforward=d_ff)
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def learning_rate(step, d_model, warmup):
+    if step < warmup:
+        return step / (d_model**0.5 * warmup**1.5)
+    return 1 / math.sqrt(d_model * step)
+
+
+RIGHT = [
+    (check_softmax, softmax),
+    (check_softmax, softmax_in_place),
+    (check_softmax, lambda scores: (scores - scores.logsumexp(-1, keepdim=True)).exp()),
+    (check_softmax, nn.Softmax(dim=-1)),
+    (check_recurrence, recurrence),
+    (check_recurrence, recurrence_by_torch),
+    (check_split_heads, split_heads),
+    (check_split_heads, lambda x, num_heads: x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2)),
+    (check_mean_pooling, mean_pooling),
+    (check_mean_pooling, mean_pooling_in_place),
+    (check_mean_pooling, lambda x, mask: x.masked_fill(~mask[..., None], math.nan).nanmean(1)),
+    (check_attention, attention),
+    (check_attention, attention_by_torch),
+    (check_attention, attention_in_place),
+    (check_causal_mask, causal),
+    (check_causal_mask, lambda length: torch.arange(length)[:, None] >= torch.arange(length)),
+    (check_causal_mask, lambda length: ~torch.ones(1, 1, length, length).triu(1).bool()),
+    (check_padding_mask, padding),
+    (check_padding_mask, padding_for_every_query),
+    (check_multi_head_attention, multi_head),
+    (check_multi_head_attention, multi_head_by_torch),
+    (check_softmax_gradient, softmax_gradient),
+    (check_softmax_gradient, softmax_gradient_by_autograd),
+    (check_positions, positions),
+    (check_positions, positions_in_float32),
+    (check_shift_matrix, shift_matrix),
+    (check_shift_matrix, shift_matrix_by_least_squares),
+    (check_shift_matrix, lambda k, d_model: shift_matrix(k, d_model, dtype=torch.float32)),
+    (check_rotary, rotary),
+    (check_rotary, rotary_in_place),
+    (check_rotary, lambda x, offset=0: rotary(x, offset, dtype=torch.float32)),
+    (check_alibi, alibi),
+    (check_alibi, lambda num_heads, length: alibi(num_heads, length).double()),
+    (check_layer_norm, layer_norm),
+    (check_layer_norm, layer_norm_in_place),
+    (check_layer_norm, lambda x, gain, bias, eps=1e-5: F.layer_norm(x, gain.shape, gain, bias, eps)),
+    (check_feed_forward, feed_forward),
+    (check_post_norm, post_norm_in_place),
+    (check_post_norm, lambda x, sublayer, norm: norm(sublayer(x) + x)),
+    (check_parameter_count, encoder_layer_parameters),
+    (check_parameter_count, lambda d_model, d_ff: torch.tensor(encoder_layer_parameters(d_model, d_ff))),
+    (check_learning_rate, learning_rate),
+    (check_learning_rate, lambda step, d_model, warmup: torch.tensor(learning_rate(step, d_model, warmup)).double()),
+    (check_teacher_forcing, lambda target_ids: (target_ids[:, :-1], target_ids[:, 1:])),
+    (check_teacher_forcing, lambda target_ids: list(target_ids.unfold(1, target_ids.size(1) - 1, 1).unbind(1))),
+]
+
+
+def shown_in_attention(**mistake):
+    return lambda query, key, value, mask=None: attention(query, key, value, mask, **mistake)
+
+
+def shown_in_multi_head(**mistake):
+    return lambda *args: multi_head(*args, **mistake)
+
+
+def shown_in_positions(**mistake):
+    return lambda length, d_model: positions(length, d_model, **mistake)
+
+
+def shown_in_layer_norm(**mistake):
+    return lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, bias, eps, **mistake)
+
+
+def transposed_softmax_gradient(weights, upstream):
+    return softmax_gradient(weights.mT, upstream.mT).mT
+
+
+def weighted_sum(weights, upstream):
+    return (weights * upstream).sum(-1, keepdim=True)
+
+
+MISTAKES = [
+    (check_softmax, lambda scores: scores.softmax(0), "over the first axis"),
+    (check_softmax, lambda scores: scores.softmax(-2), "over the queries (dim=-2)"),
+    (check_softmax, lambda scores: softmax(scores, (0, 1, 2), torch.max), "over all entries at once"),
+    (check_softmax, lambda scores: scores / scores.sum(-1, keepdim=True), "without an exponential"),
+    (check_softmax, torch.exp, "exponentials are not normalised"),
+    (check_softmax, lambda scores: softmax(scores, maximum=lambda scores: 0), "overflow in exp and give NaN"),
+    (check_softmax, lambda scores: softmax(scores, maximum=torch.max), "One maximum is subtracted from all rows"),
+    (check_recurrence, lambda *a: recurrence(*a, step=lambda x, h: x.tanh()), "state is not carried"),
+    (check_recurrence, lambda *a: recurrence(*a, step=torch.add), "tanh is missing"),
+    (check_recurrence, lambda *a: recurrence(*a, step=lambda x, h: x.tanh() + h), "tanh is taken of the input alone"),
+    (check_recurrence, lambda x, w_x, w_h, bias: recurrence(x, w_x, w_h.T, bias), "w_h is transposed"),
+    (check_recurrence, lambda x, w_x, w_h, bias: recurrence(x, w_x, w_h, 0 * bias), "bias is missing"),
+    (check_recurrence, lambda *a: recurrence(*a, order=-1, back=-1), "read from its end: begin"),
+    (check_recurrence, lambda *a: recurrence(*a, order=-1), "read from its end, and the states stand in that order"),
+    (check_recurrence, recurrence_with_zero_state, "zero state h_0 is among the states"),
+    (check_recurrence, lambda *a: recurrence(*a)[-1], "Only the last state"),
+    (check_split_heads, lambda x, h: x.view(x.size(0), h, x.size(1), -1), "A view straight to"),
+    (check_split_heads, lambda x, h: torch.stack(x.chunk(h, dim=1), dim=1), "length is split instead of the width"),
+    (check_split_heads, lambda x, h: torch.stack([x[..., i::h] for i in range(h)], dim=1), "dealt out to the heads"),
+    (check_split_heads, lambda x, h: x.unflatten(-1, (h, -1)), "heads still stand after the length"),
+    (check_split_heads, lambda x, h: torch.stack(x.split(h, dim=-1), dim=1), "taken for the width of a head"),
+    (check_mean_pooling, lambda x, mask: x.mean(1), "padding is pooled too"),
+    (check_mean_pooling, lambda x, mask: masked_sum(x, mask) / x.size(1), "divided by the whole length"),
+    (check_mean_pooling, lambda x, mask: mean_pooling(x, ~mask), "mask is inverted"),
+    (check_mean_pooling, lambda x, mask: x.mean(0), "mean is taken over the batch"),
+    (check_mean_pooling, lambda x, mask: x[mask].mean(0), "All texts are pooled into one"),
+    (check_mean_pooling, lambda x, mask: masked_sum(x, mask) / mask.sum(), "number of tokens in the batch"),
+    (check_mean_pooling, lambda x, mask: x[:, 0], "Only the first token"),
+    (check_mean_pooling, masked_sum, "tokens are summed"),
+    (check_attention, shown_in_attention(scale=lambda query, key: 1), "scores are not scaled"),
+    (check_attention, shown_in_attention(scale=lambda query, key: 1 / query.size(-1)), "divided by d_k"),
+    (check_attention, shown_in_attention(scale=lambda query, key: query.size(-1) ** 0.5), "multiplied by sqrt(d_k)"),
+    (check_attention, shown_in_attention(scale=lambda query, key: key.size(-2) ** -0.5), "root of the number of keys"),
+    (check_attention, shown_in_attention(dim=-2), "over the queries"),
+    (check_attention, softmax_missing, "softmax is missing"),
+    (check_attention, keys_mixed, "multiplied with the keys"),
+    (check_attention, lambda *a: scores_as_weights(*a), "The unscaled scores are returned in place of the weights"),
+    (check_attention, lambda *a: scores_as_weights(*a, scale=5**-0.5), "The scores are returned in place of"),
+    (
+        check_attention,
+        lambda query, key, value, mask=None: attention(query, key, value, None if mask is None else ~mask),
+        "mask is inverted",
+    ),
+    (check_attention, lambda query, key, value, mask=None: attention(query, key, value), "mask is ignored"),
+    (
+        check_attention,
+        shown_in_attention(mend=lambda scores, mask: scores.softmax(-1) * mask),
+        "mask is applied after the softmax",
+    ),
+    (
+        check_attention,
+        shown_in_attention(mend=lambda scores, mask: (scores * mask).softmax(-1)),
+        "multiplied by the mask",
+    ),
+    (
+        check_attention,
+        shown_in_attention(mend=lambda scores, mask: (scores + mask).softmax(-1)),
+        "added to the scores as",
+    ),
+    (check_attention, shown_in_attention(nowhere=None), "nowhere gets NaN"),
+    (check_attention, nan_left_in_the_weights, "nowhere gets NaN"),
+    (check_attention, shown_in_attention(fill=-1e9), "nowhere gets equal weights"),
+    (
+        check_attention,
+        shown_in_attention(mend=lambda scores, mask: (scores - 1e9 * ~mask).softmax(-1)),
+        "attends as without a mask",
+    ),
+    (check_causal_mask, lambda length: causal(length, lambda query, key: key > query), "mask is inverted"),
+    (check_causal_mask, lambda length: causal(length, lambda query, key: key >= query), "sees only the future"),
+    (check_causal_mask, lambda length: causal(length, lambda query, key: key <= query + 1), "sees the next one"),
+    (check_causal_mask, lambda length: causal(length, lambda query, key: key < query), "misses itself"),
+    (check_causal_mask, lambda length: causal(length, lambda query, key: True), "see all others"),
+    (check_causal_mask, nn.Transformer.generate_square_subsequent_mask, "0 and -inf"),
+    (check_causal_mask, lambda length: causal(length).int(), "holds numbers"),
+    (check_causal_mask, lambda length: causal(length).float(), "holds numbers"),
+    (check_padding_mask, lambda ids, pad_id=0: ~padding(ids, pad_id), "mask is inverted"),
+    (check_padding_mask, lambda ids, pad_id=0: padding(ids, pad_id).mT, "hides queries: put"),
+    (check_padding_mask, lambda ids, pad_id=0: padding(ids, pad_id) & padding(ids, pad_id).mT, "hides queries as well"),
+    (check_padding_mask, lambda ids, pad_id=0: ids != pad_id, "no axes for the heads and the queries"),
+    (check_padding_mask, lambda ids, pad_id=0: (ids != pad_id)[:, None], "one axis too few"),
+    (check_padding_mask, lambda ids, pad_id=0: padding(ids, pad_id).long(), "holds numbers"),
+    (check_padding_mask, lambda ids, pad_id=0: padding(ids), "pad_id is ignored"),
+    (check_multi_head_attention, heads_by_view, "heads are split by a view"),
+    (
+        check_multi_head_attention,
+        lambda x, *rest: heads_by_view(x, *rest, join=lambda heads: heads.reshape(x.shape)),
+        "split and joined by views",
+    ),
+    (
+        check_multi_head_attention,
+        lambda x, *rest: multi_head(x, *rest, join=lambda heads: heads.reshape(x.shape)),
+        "joined without transposing back",
+    ),
+    (check_multi_head_attention, lambda x, *rest: multi_head(x, *rest, scale=x.size(-1) ** -0.5), "by sqrt(d_model)"),
+    (check_multi_head_attention, shown_in_multi_head(scale=1), "not scaled"),
+    (check_multi_head_attention, lambda x, q, k, v, o, h: multi_head(x, q, k, v, o, 1), "num_heads is ignored"),
+    (
+        check_multi_head_attention,
+        lambda x, q, k, v, o, h: multi_head(x, q, k, v, torch.eye(len(o)).to(o), h),
+        "output projection is missing",
+    ),
+    (
+        check_multi_head_attention,
+        lambda x, q, k, v, o, h: multi_head(x, q.T, k.T, v.T, o.T, h),
+        "weights are transposed",
+    ),
+    (check_softmax_gradient, lambda a, g: a * (1 - a) * g, "Only the diagonal"),
+    (check_softmax_gradient, lambda a, g: a * g, "sum is missing"),
+    (check_softmax_gradient, lambda a, g: a * (weighted_sum(a, g) - g), "sign is wrong"),
+    (check_softmax_gradient, lambda a, g: a * (g - g.mean(-1, keepdim=True)), "plain mean of upstream"),
+    (check_softmax_gradient, lambda a, g: a * (g - g.sum(-1, keepdim=True)), "plain sum of upstream"),
+    (check_softmax_gradient, transposed_softmax_gradient, "sum runs over the queries"),
+    (check_softmax_gradient, lambda a, g: g - weighted_sum(a, g), "outer weights are missing"),
+    (check_positions, positions_in_halves, "sines fill the first half"),
+    (check_positions, shown_in_positions(even=math.cos, odd=math.sin), "Sine and cosine are exchanged"),
+    (check_positions, shown_in_positions(first=1), "positions begin with 1"),
+    (check_positions, shown_in_positions(pair=lambda j: j // 2 / 2), "exponent of pair i is i / d_model"),
+    (check_positions, shown_in_positions(pair=lambda j: j), "takes the column for the pair"),
+    (check_positions, shown_in_positions(pair=lambda j: j / 2), "cosine has another angle"),
+    (check_positions, shown_in_positions(sign=1), "position is multiplied by"),
+    (check_positions, shown_in_positions(sign=1, dtype=torch.float32), "position is multiplied by"),
+    (check_positions, lambda length, d_model: positions(length, d_model).T, "table is transposed"),
+    (check_positions, shown_in_positions(odd=math.sin), "All columns are sines"),
+    (check_shift_matrix, lambda k, d_model: shift_matrix(-k, d_model), "turns the wrong way"),
+    (check_shift_matrix, shift_matrix_in_halves, "sines in the first half"),
+    (check_shift_matrix, lambda k, d_model: shift_matrix(k, d_model, lambda i, d_model: 1), "All pairs turn by"),
+    (check_shift_matrix, lambda k, d_model: shift_matrix(1, d_model), "k is ignored"),
+    (
+        check_shift_matrix,
+        lambda k, d_model: shift_matrix(k, d_model, lambda i, d_model: 10_000 ** (-i / d_model)),
+        "exponent of pair i is i / d_model",
+    ),
+    (check_rotary, rotary_in_halves, "as in GPT-NeoX"),
+    (check_rotary, lambda x, offset=0: rotary(x, offset, sign=-1), "turn the wrong way"),
+    (check_rotary, lambda x, offset=0: rotary(x, offset + 1), "positions begin with 1"),
+    (check_rotary, lambda x, offset=0: x + positions(*x.shape[2:]), "sinusoids are added"),
+    (check_rotary, lambda x, offset=0: rotary(x.transpose(1, 2), offset).transpose(1, 2), "along the heads"),
+    (check_rotary, lambda x, offset=0: rotary(x, offset, base=1.0), "turn by the same angle"),
+    (check_rotary, lambda x, offset=0: rotary(x, offset, base=100.0), "exponent of pair i is i / head_dim"),
+    (check_rotary, lambda x, offset=0: rotary(x), "offset is ignored"),
+    (check_rotary, lambda x, offset=0: rotary(x, -offset), "offset is subtracted"),
+    (check_alibi, lambda n, length: -alibi(n, length), "positive and rewards distance"),
+    (check_alibi, lambda n, length: alibi(n, length, lambda h, n: 2 ** (-8 * (h - 1) / n)), "slopes begin with 1"),
+    (check_alibi, lambda n, length: alibi(n, length, lambda h, n: 2**-h), "halve from head to head"),
+    (check_alibi, lambda n, length: alibi(n, length, lambda h, n: 2 ** (-8 / n)), "slope of the first"),
+    (check_alibi, lambda n, length: alibi(n, length, lambda h, n: 2**-8), "slope of the last"),
+    (check_alibi, lambda n, length: alibi(n, length, lambda h, n: 1.0), "slopes are missing"),
+    (check_alibi, lambda n, length: alibi(n, length, lambda h, n: 2 ** (-8 * (n - h + 1) / n)), "reverse order"),
+    (
+        check_alibi,
+        lambda n, length: alibi(n, length, distance=lambda query, key: key - query),
+        "keys after the query are rewarded",
+    ),
+    (
+        check_alibi,
+        lambda n, length: alibi(n, length, distance=lambda query, key: query - key),
+        "keys before the query are rewarded",
+    ),
+    (
+        check_alibi,
+        lambda n, length: alibi(n, length).masked_fill(~causal(length), -math.inf),
+        "future is masked as well",
+    ),
+    (check_layer_norm, shown_in_layer_norm(correction=1), "divided by d - 1"),
+    (
+        check_layer_norm,
+        lambda x, gain, bias, eps=1e-5: x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * gain + bias,
+        "as in RMSNorm",
+    ),
+    (check_layer_norm, shown_in_layer_norm(root=lambda variance, eps: variance + eps), "divided by its variance"),
+    (check_layer_norm, shown_in_layer_norm(dim=0), "those of the batch"),
+    (check_layer_norm, shown_in_layer_norm(dim=1), "those of the length"),
+    (check_layer_norm, shown_in_layer_norm(dim=(1, 2)), "over length and width together"),
+    (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, 1, 0, eps), "Neither gain nor bias"),
+    (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, 1, bias, eps), "gain is not applied"),
+    (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, 0, eps), "bias is not applied"),
+    (
+        check_layer_norm,
+        shown_in_layer_norm(root=lambda variance, eps: variance.sqrt() + eps),
+        "added to the standard deviation",
+    ),
+    (
+        check_layer_norm,
+        shown_in_layer_norm(
+            root=lambda variance, eps: variance.sqrt() + eps if eps > 1e-5 else (variance + eps).sqrt()
+        ),
+        "added to the standard deviation",
+    ),
+    (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, bias, 0), "eps is missing"),
+    (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, bias), "argument eps is ignored"),
+    (check_feed_forward, lambda x, w_1, b_1, w_2, b_2: (x @ w_1 + b_1) @ w_2 + b_2, "no non-linearity"),
+    (check_feed_forward, lambda x, w_1, b_1, w_2, b_2: F.gelu(x @ w_1 + b_1) @ w_2 + b_2, "activation is GELU"),
+    (check_feed_forward, lambda *args: feed_forward(*args).relu(), "follows the second map as well"),
+    (
+        check_feed_forward,
+        lambda x, w_1, b_1, w_2, b_2: F.relu((x @ w_1 + b_1) @ w_2 + b_2),
+        "ReLU follows the second map: take",
+    ),
+    (check_feed_forward, lambda x, w_1, b_1, w_2, b_2: (F.relu(x @ w_1) + b_1) @ w_2 + b_2, "comes after the ReLU"),
+    (check_feed_forward, lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1) @ w_2 + b_2, "first bias is missing"),
+    (check_feed_forward, lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1 + b_1) @ w_2, "second bias is missing"),
+    (check_feed_forward, lambda x, w_1, b_1, w_2, b_2: F.relu(x @ w_1) @ w_2, "Both biases are missing"),
+    (check_post_norm, lambda x, sublayer, norm: x + sublayer(norm(x)), "This is pre-norm"),
+    (check_post_norm, lambda x, sublayer, norm: norm(sublayer(x)), "residual connection is missing"),
+    (check_post_norm, lambda x, sublayer, norm: norm(sublayer(x)) + x, "norm comes before x is added"),
+    (check_post_norm, lambda x, sublayer, norm: x + sublayer(x), "norm is missing"),
+    (check_post_norm, lambda x, sublayer, norm: norm(x + sublayer(norm(x))), "input is normalised as well"),
+    (check_post_norm, lambda x, sublayer, norm: norm(x), "sublayer is missing"),
+    (check_parameter_count, lambda d, f: 4 * d * d + 2 * d * f, "Only the matrices"),
+    (check_parameter_count, lambda d, f: 4 * d * d + 2 * d * f + 4 * d, "biases of the six maps"),
+    (check_parameter_count, lambda d, f: 4 * d * d + 2 * d * f + 2 * d, "All biases are forgotten"),
+    (check_parameter_count, lambda d, f: 4 * (d + 1) * d + 2 * d * f + 4 * d, "biases of the feed-forward maps"),
+    (check_parameter_count, lambda d, f: 4 * (d + 1) * d + 2 * d * f + f + d, "The LayerNorms"),
+    (check_parameter_count, lambda d, f: 4 * d * d + 2 * d * f + f + d + 4 * d, "biases of the four projections"),
+    (check_parameter_count, lambda d, f: 4 * (d + 1) * d + 2 * d * f + f + 3 * d, "Half of the LayerNorms"),
+    (check_parameter_count, lambda d, f: 3 * (d + 1) * d + 2 * d * f + f + 5 * d, "output projection is forgotten"),
+    (check_parameter_count, lambda d, f: 4 * (d + 1) * d + d * f + f + 4 * d, "One of the feed-forward maps"),
+    (check_learning_rate, lambda s, d, w: d**-0.5 * max(s**-0.5, s * w**-1.5), "larger of the two terms"),
+    (check_learning_rate, lambda s, d, w: d**0.5 * min(s**-0.5, s * w**-1.5), "multiplied by the root of d_model"),
+    (check_learning_rate, lambda s, d, w: min(s**-0.5, s * w**-1.5), "does not depend on d_model"),
+    (check_learning_rate, lambda s, d, w: min(s**-0.5, s * w**-1.5) / d, "is divided by d_model"),
+    (check_learning_rate, lambda s, d, w: d**-0.5 * min(s**-0.5, s * w**-0.5), "exponent of warmup is -0.5"),
+    (check_learning_rate, lambda s, d, w: d**-0.5 * s**-0.5, "no warm-up"),
+    (check_learning_rate, lambda s, d, w: d**-0.5 * s * w**-1.5, "rises for ever"),
+    (check_teacher_forcing, lambda ids: (ids, ids), "the labels are target_ids[:, 1:], the input"),
+    (check_teacher_forcing, lambda ids: (ids[:, :-1], ids[:, :-1]), "the labels are target_ids[:, 1:]."),
+    (check_teacher_forcing, lambda ids: (ids[:, 1:], ids[:, 1:]), "its input is target_ids[:, :-1]."),
+    (check_teacher_forcing, lambda ids: (ids[:, 1:], ids[:, :-1]), "exchanged"),
+    (check_teacher_forcing, lambda ids: (ids, ids[:, 1:]), "input is not shortened"),
+    (check_teacher_forcing, lambda ids: (ids[:, :-1], ids), "labels are not shortened"),
+]
+
+
+SAME_VALUES = {"The mask holds numbers: make it bool, True = may attend."}  # but another dtype than the right mask
+
+
+def message(check, f):
+    with pytest.raises(AssertionError) as error:
+        check(f)
+    return str(error.value)
+
+
+def names(values):
+    return [f"{check.__name__}-{f}" if isinstance(f, str) else check.__name__ for check, f in values]
+
+
+@pytest.mark.parametrize(("check", "right"), RIGHT, ids=names((check, 0) for check, _ in RIGHT))
+def test_a_right_attempt_passes_however_it_is_written(check, right, capsys):
+    assert check(right) is None
+    out = capsys.readouterr().out
+    assert out.startswith("Right: ")
+    assert out.endswith(".\n")
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "phrase"), MISTAKES, ids=names((check, phrase) for check, _, phrase in MISTAKES)
+)
+def test_each_mistake_is_named_in_one_sentence(check, wrong, phrase, capsys):
+    said = message(check, wrong)
+    assert phrase in said
+    assert said.endswith(".")
+    assert "\n" not in said
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_check_knows_several_mistakes(check):
+    assert Counter(check for check, _, _ in MISTAKES)[check] >= 4
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Record what the checks compare with, by the running of a right attempt."""
+    calls, compare = [], exercises._compare
+
+    def recording(what, got, expected, mistakes, *args, **kwargs):
+        calls.append((expected, mistakes))
+        compare(what, got, expected, mistakes, *args, **kwargs)
+
+    monkeypatch.setattr(exercises, "_compare", recording)
+    return calls
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_no_two_mistakes_look_alike(check, compared):
+    check(dict(RIGHT)[check])
+    assert compared
+    for expected, mistakes in compared:
+        results = [expected, *(wrong for said, wrong in mistakes.items() if said not in SAME_VALUES)]
+        for one, other in itertools.combinations(results, 2):
+            assert one is other or not exercises._same(one, other, 1e-2)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_sentence_of_a_check_is_seen_in_a_test(check, compared):
+    check(dict(RIGHT)[check])
+    sentences = {sentence for _, mistakes in compared for sentence in mistakes}
+    phrases = [phrase for its_check, _, phrase in MISTAKES if its_check is check]
+    assert [sentence for sentence in sentences if not any(phrase in sentence for phrase in phrases)] == []
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_global_generator_is_left_alone_and_the_same_is_tried_every_time(check, compared):
+    @torch.random.fork_rng(devices=[])
+    def right(*args):  # which may draw numbers itself
+        return dict(RIGHT)[check](*args)
+
+    state = torch.get_rng_state()
+    check(right)
+    assert torch.equal(torch.get_rng_state(), state)
+    once = list(compared)
+    torch.manual_seed(1)
+    check(right)
+    for (one, _), (other, _) in zip(once, compared[len(once) :], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_none_is_a_missing_return(check):
+    assert message(check, lambda *args: None) == "f returned None: it has no return yet."
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_another_type_is_named(check):
+    assert message(check, lambda *args: "weights").startswith("f returned type str")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_the_attempt_raises_comes_through(check):
+    def attempt(*args):
+        raise NotImplementedError("write me")
+
+    with pytest.raises(NotImplementedError, match="write me"):
+        check(attempt)
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "first"),
+    [
+        (check_softmax, lambda scores: softmax(scores, 0, lambda scores: 0), "over the first axis"),
+        (
+            check_attention,
+            lambda query, key, value, mask=None: attention(
+                query, key, value, None if mask is None else ~mask, lambda query, key: 1
+            ),
+            "not scaled",
+        ),
+        (
+            check_attention,
+            lambda query, key, value, mask=None: attention(
+                query, key, value, None if mask is None else ~mask, nowhere=None
+            ),
+            "mask is inverted",
+        ),
+        (check_padding_mask, lambda ids, pad_id=0: ids == 0, "f returned shape (3, 5)"),
+        (check_padding_mask, lambda ids, pad_id=0: ~padding(ids), "inverted"),
+        (check_causal_mask, lambda length: 1 - causal(length).int(), "inverted"),
+        (check_rotary, lambda x, offset=0: rotary(x, sign=-1), "the wrong way"),
+        (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, bias, 0, correction=1), "d - 1"),
+        (check_layer_norm, lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, 0, 0), "bias is not applied"),
+    ],
+)
+def test_of_two_mistakes_the_first_is_named(check, wrong, first):
+    assert first in message(check, wrong)
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "sentence"),
+    [
+        (
+            check_softmax,
+            lambda scores: scores.softmax(-1)[0],
+            "f returned shape (3, 4) for the weights; expected (2, 3, 4).",
+        ),
+        (
+            check_softmax,
+            lambda scores: scores.softmax(-1).float(),
+            "f returned torch.float32 for the weights; expected torch.float64.",
+        ),
+        (
+            check_softmax,
+            lambda scores: scores.softmax(-1).tolist(),
+            "f returned type list for the weights; expected a tensor of shape (2, 3, 4).",
+        ),
+        (check_attention, lambda q, k, v, mask=None: attention(q, k, v)[0], "f returned type Tensor; expected a pair"),
+        (check_attention, lambda q, k, v, mask=None: [q, k, v], "f returned type list of 3; expected a pair"),
+        (
+            check_attention,
+            lambda q, k, v, mask=None: (attention(q, k, v)[0], None),
+            "f returned None for the weights; expected a tensor of shape (2, 3, 4, 6).",
+        ),
+        (
+            check_causal_mask,
+            lambda length: torch.ones(2, length, length).tril().bool(),
+            "f returned shape (2, 5, 5) for the mask; expected (5, 5).",
+        ),
+        (
+            check_padding_mask,
+            lambda ids, pad_id=0: padding(ids, pad_id).expand(-1, 4, -1, -1),
+            "f returned shape (3, 4, 1, 5) for the mask; expected (3, 1, 5, 5).",
+        ),
+        (
+            check_positions,
+            lambda length, d_model: positions(length, d_model).long(),
+            "f returned torch.int64 for the table; expected torch.float32.",
+        ),
+        (check_parameter_count, lambda d, f: 1.0, "f returned type float; expected a number, int."),
+        (check_learning_rate, lambda step, d, w: "1e-3", "f returned type str; expected a number, float."),
+        (
+            check_teacher_forcing,
+            lambda ids: (ids[:, :-1], ids[0, 1:]),
+            "f returned shape (5,) for the labels; expected (2, 5).",
+        ),
+        (
+            check_teacher_forcing,
+            lambda ids: (ids[:, :-1].float(), ids[:, 1:]),
+            "f returned torch.float32 for the decoder input; expected torch.int64.",
+        ),
+    ],
+)
+def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, sentence):
+    assert message(check, wrong).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "sentence"),
+    [
+        (check_parameter_count, lambda d, f: 7, "f returned 7 for the number of parameters; expected 458."),
+        (
+            check_learning_rate,
+            lambda step, d, w: learning_rate(step, d, w) + (step == 9),
+            "f returned 1.111 for the rates of steps 1, 2, 4, 9 and 16 with d_model=9 and warmup=4 at [3], "
+            "the first entry that differs; expected 0.1111.",
+        ),
+        (
+            check_positions,
+            lambda length, d_model: positions(length, d_model) * torch.tensor([1.0, 1, 1, 1, 1, -1]),
+            "f returned -1 for the table at [0, 5], the first entry that differs; expected 1.",
+        ),
+        (
+            check_rotary,
+            lambda x, offset=0: rotary(x, 2 * offset),
+            "for the turned x with offset=3 at [0, 0, 0, 0], the first entry that differs; expected ",
+        ),
+        (
+            check_attention,
+            lambda q, k, v, mask=None: (attention(q, k, v, mask)[0], attention(q, k, v, mask)[1] + 1),
+            "for the weights at [0, 0, 0, 0], the first entry that differs; expected ",
+        ),
+        (
+            check_teacher_forcing,
+            lambda ids: (ids[:, :-1], ids[:, 1:].flip(1)),
+            "f returned 0 for the labels at [0, 0], the first entry that differs; expected 7.",
+        ),
+        (
+            check_mean_pooling,
+            lambda x, mask: mean_pooling(x, mask) * math.nan,
+            "f returned nan for the means at [0, 0]",
+        ),
+        (check_causal_mask, lambda length: causal(length).flip(1), "f returned 0 for the mask at [0, 0]"),
+    ],
+)
+def test_an_unknown_mistake_is_shown_where_it_begins(check, wrong, sentence):
+    assert sentence in message(check, wrong)
+
+
+def test_a_small_difference_is_shown_with_more_digits():
+    said = message(check_softmax, lambda scores: scores.softmax(-1) + 1e-8)
+    came, wanted = (float(part) for part in (said.split()[2], said.rstrip(".").split()[-1]))
+    assert came - wanted == pytest.approx(1e-8, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "passes", "fails"),
+    [
+        (check_softmax, softmax, 5e-10, 2e-9),
+        (check_recurrence, recurrence, 5e-7, 2e-6),
+        (check_positions, positions, 5e-6, 2e-5),
+        (check_shift_matrix, shift_matrix, 5e-6, 2e-5),
+        (check_rotary, rotary, 5e-6, 2e-5),
+        (check_layer_norm, layer_norm, 5e-10, 2e-9),
+        (check_learning_rate, learning_rate, 5e-7, 2e-6),
+    ],
+)
+def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):
+    check(lambda *args: right(*args) + passes)
+    assert "the first entry that differs" in message(check, lambda *args: right(*args) + fails)
+
+
+@pytest.mark.parametrize(
+    ("check", "right"),
+    [(check_softmax, softmax), (check_split_heads, split_heads), (check_multi_head_attention, multi_head)],
+)
+def test_a_result_that_carries_gradients_is_compared_by_its_values(check, right):
+    check(lambda *args: right(args[0].requires_grad_(), *args[1:]))
+
+
+def test_every_public_function_of_the_module_is_a_check_that_takes_f():
+    public = [f for n, f in vars(exercises).items() if inspect.isfunction(f) and f.__module__ == exercises.__name__]
+    public = [f for f in public if not f.__name__.startswith("_")]
+    assert public == CHECKS
+    assert all(list(inspect.signature(f).parameters) == ["f"] for f in public)
