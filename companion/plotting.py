@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 _GREY = "#667085"
@@ -207,7 +207,7 @@ def plot_lines(
     ax.set_yscale(y_scale)
     if x_scale == "log":
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_major_formatter("{x:g}")
     for (label, (x, y)), colour, marker in zip(lines.items(), _COLOURS, _MARKERS, strict=False):
         ax.plot(x, y, color=colour, marker=marker, markersize=4 if len(x) < 40 else 0, label=label)
     for label, place in (x_marks or {}).items():

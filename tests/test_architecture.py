@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted((ROOT / "companion").glob("*.py"))
+MODULES = sorted((ROOT / "companion").rglob("*.py"))
 
 # Text flows downwards: a module imports only from modules that stand before it.
 ORDER = (
@@ -37,6 +37,11 @@ ORDER = (
 OUTSIDE_THE_ORDER = ("exercises", "cli", "__main__", "__init__")
 ONLY_IMPORTER = {"torchtext": "text", "accelerate": "training"}
 PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")
+
+
+def top_level(path: Path) -> str:
+    """Return the name of a module, or of the subpackage that it belongs to."""
+    return path.relative_to(ROOT / "companion").parts[0].removesuffix(".py")
 
 
 def imported_names(source: str) -> Iterator[str]:
@@ -109,14 +114,14 @@ def untested(modules: Iterable[str], tests: Iterable[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("problems", [order_problems, library_problems, call_problems])
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT / "companion").as_posix())
 def test_module_keeps_the_architecture(path, problems):
-    assert problems(path.stem, path.read_text(encoding="utf-8")) == []
+    assert problems(top_level(path), path.read_text(encoding="utf-8")) == []
 
 
 def test_every_module_has_its_test_file():
     tests = [path.stem for path in (ROOT / "tests").glob("test_*.py")]
-    assert untested([path.stem for path in MODULES], tests) == []
+    assert untested({top_level(path) for path in MODULES}, tests) == []
 
 
 def test_public_names_are_loaded_when_they_are_first_used():

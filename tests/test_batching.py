@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from companion.batching import LengthBucketSampler, labelled_batches, mix_seed, pad_batch
+from companion.batching import LengthBucketSampler, labelled_batches, mix_seed, pad_batch, tagged_batches
 
 
 def batches_of(sampler: LengthBucketSampler, epoch: int = 0) -> list[list[int]]:
@@ -187,6 +187,30 @@ def test_labelled_batches_for_evaluation_keep_their_order():
 def test_labelled_batches_need_a_label_each(labels, given):
     with pytest.raises(ValueError, match=f"got {given} labels for 2 sequences"):
         labelled_batches([[1], [2]], labels, max_tokens=4)
+
+
+def test_tagged_batches_pad_ids_and_labels_alike():
+    loader = tagged_batches([[7, 8], [9], [4, 5, 6]], [[1, 2], [3], [0, 4, 5]], max_tokens=4, shuffle=False)
+    found = [(batch.input_ids.tolist(), batch.labels.tolist()) for batch in loader]
+    assert found == [([[9, 0], [7, 8]], [[3, 0], [1, 2]]), ([[4, 5, 6]], [[0, 4, 5]])]
+    assert next(iter(loader)).labels.dtype == torch.int64
+
+
+def test_tagged_batches_are_those_of_the_sampler_shuffled_anew_each_epoch():
+    sequences = [[number] * length for number, length in enumerate([3, 1, 4, 1, 5, 9, 2, 6], start=1)]
+    loader = tagged_batches(sequences, sequences, max_tokens=12, seed=3)
+    expected = LengthBucketSampler([len(sequence) for sequence in sequences], 12, seed=3)
+    for epoch in (0, 1):
+        loader.batch_sampler.set_epoch(epoch)
+        expected.set_epoch(epoch)
+        for batch, indices in zip(loader, expected, strict=True):
+            assert torch.equal(batch.labels, pad_batch([sequences[index] for index in indices]))
+
+
+@pytest.mark.parametrize("labels", [[[1], [2]], [[1, 2]], [[1, 2], [3], [4]]])
+def test_tagged_batches_need_a_label_for_each_token(labels):
+    with pytest.raises(ValueError, match="every token needs a label"):
+        tagged_batches([[1, 2], [3]], labels, max_tokens=4)
 
 
 @given(st.lists(st.integers(0, 2**70), min_size=1, max_size=3), st.integers(0, 2), st.integers(1, 5))

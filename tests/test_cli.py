@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import companion.cli
+import companion.experiments
 from companion import toy
 from companion.cli import main
 from companion.prediction import load_run
-from companion.records import TrainingRecord
+from companion.records import Measurement, TrainingRecord
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,7 +158,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, run, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(companion.cli, "classification_loss", interrupted)
         assert train_small("toy", folder) == 130
-    assert capsys.readouterr().err == "interrupted; train goes on with --resume\n"
+    assert capsys.readouterr().err == "interrupted; train goes on with --resume, measure as it is\n"
     assert not (folder / "record.json").exists()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
     assert train_small("toy", folder, "--resume") == 0
@@ -310,7 +311,7 @@ def foreign(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "{train, evaluate, predict}"),
+        ([], "{train, evaluate, predict, measure}"),
         (["train"], "{imdb, toy}"),
         (["trian", "toy"], "trian"),
         (["train", "toy"], "--output"),
@@ -322,6 +323,10 @@ def foreign(path: Path) -> Path:
         (["train", "toy", "--output", "{run}", "--model.pad-id", "2"], "pad_id=2"),
         (["train", "toy", "--output", "{run}", "--colour", "red"], "--colour"),
         (["predict"], "The run folder. (required)"),
+        (["measure", "--output", "{run}"], "positions"),
+        (["measure", "position", "--output", "{run}"], "'position'"),
+        (["measure", "positions"], "--output"),
+        (["measure", "positions", "--output", "{run}", "--seeds", "0"], "seeds=0; choose 1 or more"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws boxes around its messages in UTF-8
@@ -374,3 +379,25 @@ def test_the_module_runs_as_a_program_with_exit_codes_and_without_a_traceback(ru
     bad = subprocess.run([*companion, "predict", tmp_path / "nowhere", "good"], capture_output=True, text=True)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == f"error: {tmp_path / 'nowhere'} does not exist; name the folder of a trained run\n"
+
+
+def test_measured_rows_are_written_with_where_they_come_from(tmp_path, monkeypatch, capsys):
+    rows = [{"task": "reverse", "accuracy": 0.5}, {"task": "histogram", "accuracy": 1.0}]
+
+    def position_ablation(output, *, seeds):
+        assert (output, seeds) == (tmp_path / "runs", 2)
+        output.mkdir()
+        return rows
+
+    monkeypatch.setattr(companion.experiments, "position_ablation", position_ablation)
+    words = ["measure", "positions", "--output", str(tmp_path / "runs"), "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["companion", *words])
+    assert main() == 0
+    path = tmp_path / "runs" / "record.json"
+    assert capsys.readouterr().out == f"{path}: 2 rows\n"
+    measurement = Measurement.load(path)
+    assert measurement.rows == rows
+    assert measurement.command == " ".join(["python", "-m", "companion", *words])
+    assert measurement.versions["torch"] == torch.__version__
+    assert measurement.hardware["cores"] == os.cpu_count()
+    assert measurement.wall_seconds >= 0

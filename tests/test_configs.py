@@ -7,7 +7,7 @@ from typing import get_args
 import jaxtyping
 import pytest
 
-from companion.configs import ClassifierConfig, Positions, Seq2SeqConfig
+from companion.configs import ClassifierConfig, Positions, Seq2SeqConfig, TokenClassifierConfig
 from companion.feed_forward import Activation
 from companion.layers import Norm
 
@@ -317,3 +317,15 @@ def test_of_two_values_that_cannot_work_the_first_is_named(config, first, second
     room = {"source_vocab_size": 20} if value == 13 else {}
     with pytest.raises(ValueError, match=f"^{first}={value}; choose"):
         make(config, **room, **{first: value, second: value})
+
+
+def test_a_token_classifiers_config_is_a_classifiers_and_two_settings():
+    config = TokenClassifierConfig(**CLASSIFIER, num_labels=1)
+    assert (config.num_labels, config.causal) == (1, False)
+    assert {name: value for name, value in vars(config).items() if name not in ("num_labels", "causal")} == vars(
+        ClassifierConfig(**CLASSIFIER)
+    )
+    with pytest.raises(ValueError, match="num_labels=0; choose 1 or more"):
+        TokenClassifierConfig(**CLASSIFIER, num_labels=0)
+    with pytest.raises(ValueError, match="num_heads=3 does not divide"):
+        TokenClassifierConfig(**CLASSIFIER | {"num_heads": 3}, num_labels=2)

@@ -30,6 +30,7 @@ from companion.exercises import (
     check_softmax_gradient,
     check_split_heads,
     check_teacher_forcing,
+    comparison,
 )
 
 CHECKS = [value for name, value in vars(exercises).items() if name.startswith("check_")]
@@ -657,13 +658,14 @@ def test_every_check_knows_several_mistakes(check):
 @pytest.fixture
 def compared(monkeypatch):
     """Record what the checks compare with, by the running of a right attempt."""
-    calls, compare = [], exercises._compare
+    calls, compare = [], comparison.compare
 
     def recording(what, got, expected, mistakes, *args, **kwargs):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    monkeypatch.setattr(exercises, "_compare", recording)
+    for chapter in (exercises.attention, exercises.background, exercises.layers, exercises.positions):
+        monkeypatch.setattr(chapter, "compare", recording)
     return calls
 
 
@@ -674,7 +676,7 @@ def test_no_two_mistakes_look_alike(check, compared):
     for expected, mistakes in compared:
         results = [expected, *(wrong for said, wrong in mistakes.items() if said not in SAME_VALUES)]
         for one, other in itertools.combinations(results, 2):
-            assert one is other or not exercises._same(one, other, 1e-2)
+            assert one is other or not comparison.is_same(one, other, 1e-2)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -882,7 +884,6 @@ def test_a_result_that_carries_gradients_is_compared_by_its_values(check, right)
 
 
 def test_every_public_function_of_the_module_is_a_check_that_takes_f():
-    public = [f for n, f in vars(exercises).items() if inspect.isfunction(f) and f.__module__ == exercises.__name__]
-    public = [f for f in public if not f.__name__.startswith("_")]
+    public = [value for value in vars(exercises).values() if inspect.isfunction(value)]
     assert public == CHECKS
     assert all(list(inspect.signature(f).parameters) == ["f"] for f in public)

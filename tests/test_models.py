@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import companion.models
-from companion.configs import ClassifierConfig, Seq2SeqConfig
+from companion.configs import ClassifierConfig, Seq2SeqConfig, TokenClassifierConfig
 from companion.decoding import beam_search
-from companion.models import Seq2SeqTransformer, TextClassifier
+from companion.models import Seq2SeqTransformer, TextClassifier, TokenClassifier
 from companion.positions import sinusoidal_encoding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -254,13 +254,13 @@ class ByHand:
             return x + sublayer(self.norm(x, norm))
         return self.norm(x + sublayer(x), norm)
 
-    def stack(self, name, x, memory=None):
+    def stack(self, name, x, memory=None, causal=False):
         for i in range(self.config.num_layers):
             layer = f"{name}.layers.{i}"
             x = self.add_and_norm(
                 x,
                 f"{layer}.attention_norm",
-                lambda y, at=f"{layer}.attention": self.attention(at, y, causal=memory is not None),
+                lambda y, at=f"{layer}.attention": self.attention(at, y, causal=causal or memory is not None),
             )
             if memory is not None:
                 x = self.add_and_norm(
@@ -437,11 +437,54 @@ def test_the_embedding_of_padding_starts_at_zero_and_the_others_do_not():
     assert weight.any(dim=1).tolist() == [row != 4 for row in range(VOCAB)]
 
 
-def test_a_fresh_classifiers_embeddings_spread_by_two_hundredths():
-    weight = TextClassifier(make_config(vocab_size=2_000)).embedding.weight[1:]
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_fresh_classifiers_embeddings_are_as_large_as_what_is_added_to_them(positions):
+    weight = TextClassifier(make_config(vocab_size=2_000, positions=positions)).embedding.weight[1:]
+    std = 1.0 if positions == "sinusoidal" else 0.02
     # Five standard deviations of the mean and of the standard deviation of N independent normal numbers.
-    assert weight.mean().item() == pytest.approx(0, abs=5 * 0.02 / math.sqrt(weight.numel()))
-    assert weight.std().item() == pytest.approx(0.02, abs=5 * 0.02 / math.sqrt(2 * weight.numel()))
+    assert weight.mean().item() == pytest.approx(0, abs=5 * std / math.sqrt(weight.numel()))
+    assert weight.std().item() == pytest.approx(std, abs=5 * std / math.sqrt(2 * weight.numel()))
+
+
+def make_token_classifier(**changes):
+    config = vars(make_config()) | {"num_labels": 5} | changes
+    return scatter(TokenClassifier(TokenClassifierConfig(**config)).double())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "learned"},
+        {"positions": "rotary", "norm_first": True, "pad_id": 3},
+        {"positions": "alibi", "num_heads": 4},
+        {"positions": "none", "activation": "relu"},
+    ],
+    ids=str,
+)
+def test_logits_and_gradients_equal_a_token_classifier_written_out(changes, causal):
+    model = make_token_classifier(causal=causal, **changes)
+    written_out = ByHand(model)
+    texts = [5, 2, 7, 1, 2, 9], [10, 5], [4, 4, 4, 6]
+    for index, text in enumerate(texts):
+        row = model(make_ids(*texts, pad_id=model.config.pad_id))[index]
+        expected = written_out.linear(
+            written_out.stack("encoder", written_out.embed(torch.tensor(text)), causal=causal), "output"
+        )
+        close(row[: len(text)], expected)
+        close(gradients(row[: len(text)], [*model.parameters()]), gradients(expected, [*model.parameters()]))
+
+
+def test_a_token_classifier_refuses_what_every_classifier_refuses():
+    with pytest.raises(ValueError, match="length 10"):
+        make_token_classifier()(torch.ones(1, 10, dtype=torch.long))
+
+
+def test_word_dropout_reaches_a_token_classifier():
+    model = make_token_classifier(word_dropout=0.999, positions="none").train()
+    ids = torch.full((1, 9), 5)
+    torch.manual_seed(0)
+    close(model(ids), model.eval()(torch.full((1, 9), model.config.unknown_id)))
 
 
 def test_the_config_reaches_every_layer():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from companion.plotting import plot_attention, plot_history
+from companion.plotting import plot_attention, plot_history, plot_lines, plot_masks, plot_positions, plot_tensors
 
 QUERIES, KEYS = ["the", "film"], ["not", "bad", "at"]
 WEIGHTS = torch.tensor([[[0.2, 0.3, 0.5], [0.0, 0.9, 0.1]], [[1.0, 0.0, 0.0], [0.25, 0.25, 0.5]]])
@@ -98,7 +98,106 @@ def test_an_empty_history_is_refused():
         plot_history([])
 
 
-@pytest.mark.parametrize("figure", [plot_attention(WEIGHTS, QUERIES, KEYS), plot_history(HISTORY)])
+MASKS = {"all": torch.ones(2, 3, dtype=torch.bool), "some": torch.tensor([[True, False, False], [False, True, True]])}
+TENSORS = {"query": torch.tensor([[1.0, -3.0], [0.0, 2.0]]), "scores": torch.tensor([[0.5, 0.25, 0.0]])}
+LINES = {"squares": ([1, 2, 4], [1, 4, 16]), "cubes": ([1, 2, 4], [1.0, 8.0, 64.0])}
+
+
+def test_each_mask_is_a_grid_with_a_dot_where_it_is_true():
+    figure = plot_masks(MASKS)
+    for ax, (title, mask) in zip(figure.axes, MASKS.items(), strict=True):
+        grid, dots = ax.collections
+        np.testing.assert_array_equal(grid.get_array(), mask.numpy())
+        assert grid.get_clim() == (0, 1)
+        assert grid.cmap(0.0) == (1, 1, 1, 1)
+        assert [tuple(place) for place in dots.get_offsets()] == [
+            (key + 0.5, query + 0.5) for query in range(2) for key in range(3) if mask[query, key]
+        ]
+        assert ax.yaxis_inverted()
+        assert (ax.get_title(), ax.get_xlabel()) == (title, "key")
+        assert (labels(ax.xaxis), labels(ax.yaxis)) == (["0", "1", "2"], ["0", "1"])
+    assert figure.axes[0].get_ylabel() == "query"
+
+
+def test_matrices_share_one_scale_around_zero_and_say_their_shapes():
+    first, second = maps(plot_tensors(TENSORS, ["not", "bad"]))
+    for ax, (title, tensor) in zip((first, second), TENSORS.items(), strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array(), tensor.numpy())
+        assert ax.images[0].get_clim() == (-3.0, 3.0)
+        assert ax.get_title() == f"{title}\n{tuple(tensor.shape)}"
+    assert labels(first.yaxis) == ["not", "bad"]
+    assert (first.get_ylabel(), labels(second.yaxis)) == ("token", [])
+    assert labels(maps(plot_tensors(TENSORS))[0].yaxis) == ["0", "1"]
+
+
+def test_matrices_of_zeros_can_be_drawn():
+    (ax,) = maps(plot_tensors({"nothing": torch.zeros(2, 2)}))
+    assert ax.images[0].get_clim() == (-1.0, 1.0)
+
+
+def test_row_labels_that_are_not_those_of_the_rows_are_refused():
+    with pytest.raises(ValueError, match="got 1 row labels; expected 2"):
+        plot_tensors(TENSORS, ["not"])
+
+
+def test_a_table_of_positions_has_a_row_for_each_position():
+    table = torch.tensor([[0.0, 1.0, -2.0], [0.5, 0.5, 0.0]])
+    (ax,) = maps(plot_positions(table))
+    np.testing.assert_array_equal(ax.images[0].get_array(), table.numpy())
+    assert ax.images[0].get_clim() == (-2.0, 2.0)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("dimension", "position")
+
+
+def test_lines_go_through_their_points_in_colours_and_markers_of_their_own():
+    (ax,) = plot_lines(LINES, x_label="n (tokens)", y_label="time (ms)").axes
+    for line, (label, (x, y)) in zip(ax.lines, LINES.items(), strict=True):
+        assert (line.get_label(), list(line.get_xdata()), list(line.get_ydata())) == (label, x, y)
+    assert len({line.get_color() for line in ax.lines}) == len({line.get_marker() for line in ax.lines}) == 2
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("n (tokens)", "time (ms)")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "linear")
+
+
+def test_axes_of_lines_may_be_logarithmic_each_by_itself():
+    figure = plot_lines(LINES, x_label="n", y_label="t", x_scale="log")
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    assert {"1", "2", "4"} <= set(labels(ax.xaxis))
+    (ax,) = plot_lines(LINES, x_label="n", y_label="t", y_scale="log").axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+
+
+def test_marks_stand_at_their_places_with_their_labels():
+    (ax,) = plot_lines(LINES, x_label="n", y_label="t", x_marks={"trained at": 2}, y_marks={"chance": 10}).axes
+    vertical, horizontal = ax.lines[2:]
+    assert list(vertical.get_xdata()) == [2, 2]
+    assert list(horizontal.get_ydata()) == [10, 10]
+    assert [text.get_text() for text in ax.texts] == ["trained at", "chance"]
+
+
+@pytest.mark.parametrize("count", [0, 8])
+def test_no_line_and_more_lines_than_colours_are_refused(count):
+    with pytest.raises(ValueError, match=f"got {count} lines; choose 1 to 7"):
+        plot_lines({str(number): ([1], [1]) for number in range(count)}, x_label="n", y_label="t")
+
+
+@pytest.mark.parametrize(("plot", "name"), [(plot_masks, "masks"), (plot_tensors, "tensors")])
+def test_nothing_to_draw_is_refused(plot, name):
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        plot({})
+
+
+FIGURES = [
+    plot_attention(WEIGHTS, QUERIES, KEYS),
+    plot_history(HISTORY),
+    plot_masks(MASKS),
+    plot_tensors(TENSORS),
+    plot_positions(torch.eye(4)),
+    plot_lines(LINES, x_label="n", y_label="t"),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
 def test_a_figure_is_drawn_on_an_opaque_white_card_and_left_out_of_pyplot(figure):
     file = io.BytesIO()
     figure.savefig(file)

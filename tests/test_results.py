@@ -3,8 +3,8 @@ import re
 import pytest
 
 import companion.results
-from companion.records import TrainingRecord
-from companion.results import load_result
+from companion.records import Measurement, TrainingRecord
+from companion.results import load_measurement, load_result
 
 RECORD = TrainingRecord(
     command="make results",
@@ -50,3 +50,33 @@ def test_every_result_on_imdb_was_measured_on_the_test_split(name):
     assert 0.5 < record.test["accuracy"] <= 1.0
     assert record.history[-1]["epoch"] == len(record.history) == record.config["training"]["epochs"]
     assert record.dev in [entry["dev"] for entry in record.history]
+
+
+MEASUREMENT = Measurement(
+    command="make results",
+    commit="0" * 40,
+    versions={},
+    hardware={},
+    wall_seconds=2.0,
+    rows=[{"task": "reverse", "accuracy": 0.5}],
+)
+
+
+def test_a_measurement_is_the_one_of_its_name(folder):
+    MEASUREMENT.save(folder / "positions.json")
+    assert load_measurement("positions") == MEASUREMENT
+
+
+def test_an_unknown_measurement_is_refused_with_those_there_are(folder):
+    RECORD.save(folder / "imdb.json")
+    with pytest.raises(FileNotFoundError, match=re.escape("there is no record 'position'; there are ['imdb']")):
+        load_measurement("position")
+
+
+def test_each_kind_of_record_is_told_from_the_other(folder):
+    RECORD.save(folder / "imdb.json")
+    MEASUREMENT.save(folder / "positions.json")
+    with pytest.raises(ValueError, match=r"imdb\.json is not a measurement: \["):
+        load_measurement("imdb")
+    with pytest.raises(ValueError, match=r"positions\.json is not a training record: \["):
+        load_result("positions")

@@ -159,3 +159,32 @@ def test_labels_are_in_random_order(sample):
 def test_a_size_out_of_range_is_refused(size):
     with pytest.raises(ValueError, match=f"n={size}; choose 0 to 100,000"):
         toy.reviews(size)
+
+
+def test_a_reversed_token_is_the_one_in_its_place_from_the_end():
+    sequences = toy.reverse(200, seed=3, length=6, num_symbols=9)
+    for ids, labels in sequences:
+        assert [labels[i] for i in range(6)] == [ids[5 - i] for i in range(6)]
+        assert len(set(ids)) == 6
+    assert {token for ids, _ in sequences for token in ids} == set(range(1, 10))
+
+
+@pytest.mark.parametrize("length", [5, 10])
+def test_an_odd_sequence_and_one_longer_than_there_are_symbols_are_refused(length):
+    with pytest.raises(ValueError, match=f"length={length}; choose an even one of at most num_symbols=9"):
+        toy.reverse(1, length=length, num_symbols=9)
+
+
+def test_a_count_is_the_number_of_equal_tokens():
+    sequences = toy.histogram(200, seed=3, length=6, num_symbols=4)
+    for ids, labels in sequences:
+        assert labels == [sum(other == token for other in ids) for token in ids]
+        assert len(ids) == 6
+    assert {token for ids, _ in sequences for token in ids} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("make", [toy.reverse, toy.histogram])
+def test_a_seed_gives_the_same_sequences_and_another_one_others(make):
+    assert make(50, seed=1) == make(50, seed=1)
+    assert make(50, seed=1) != make(50, seed=2)
+    assert make(60, seed=1)[:50] == make(50, seed=1)

@@ -25,6 +25,7 @@ from companion.training import (
     classification_loss,
     evaluate,
     learning_rate_factor,
+    tagging_loss,
     train,
 )
 
@@ -181,6 +182,20 @@ def test_classification_loss_is_the_summed_cross_entropy():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert count == 3
     assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 2, "tokens": 5}
+
+
+def test_tagging_loss_is_the_summed_cross_entropy_of_the_labelled_tokens():
+    logits = torch.tensor([[[0.5, 2.0, -1.0], [0.0, 0.0, 3.0]], [[1.0, 1.0, 1.0], [9.0, 0.0, 0.0]]])
+    batch = LabelledBatch(torch.tensor([[4, 5], [6, 0]]), torch.tensor([[1, 1], [2, 0]]))
+    model = nn.Module()
+    model.forward = lambda input_ids: logits
+    loss, count, metrics = tagging_loss(model, batch)
+    rows = (((0.5, 2.0, -1.0), 1), ((0.0, 0.0, 3.0), 1), ((1.0, 1.0, 1.0), 2))
+    expected = sum(math.log(sum(math.exp(z) for z in row)) - row[label] for row, label in rows)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert count == 3
+    # Of the labelled tokens the first is right; the padding, whose largest logit is that of label 0, does not count.
+    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 1, "tokens": 3}
 
 
 @given(st.floats(0, 1), st.floats(0, 0.99))
