@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from companion import experiments, toy
 from companion.batching import LabelledBatch, labelled_batches
 from companion.models import ClassifierConfig, TextClassifier
 from companion.prediction import Predictor, load_run
-from companion.records import Measurement, git_commit, hardware, package_versions
+from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
 from companion.runs import RunFolder
 from companion.text import Review, Vocabulary, WordTokenizer, hold_out, load_imdb
 from companion.training import TrainingConfig, classification_loss, default_device, evaluate, train
@@ -145,14 +144,14 @@ class Measure:
 
     def run(self) -> None:
         """Train, measure, write the record."""
-        start = time.perf_counter()
         rows = experiments.position_ablation(self.output, seeds=self.seeds)
+        runs = [TrainingRecord.load(path) for path in self.output.glob("*/record.json")]
         measurement = Measurement(
             command=_command_line(),
             commit=git_commit(),
             versions=package_versions(),
             hardware=hardware(default_device(), 1),
-            wall_seconds=round(time.perf_counter() - start, 1),
+            wall_seconds=round(sum(run.wall_seconds for run in runs), 1),
             rows=rows,
         )
         measurement.save(self.output / "record.json")

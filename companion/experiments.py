@@ -88,7 +88,7 @@ def sentiment(*, causal: bool = False) -> Task:
         causal=causal,
         train=tagged[:6_000],
         test={max(map(len, sequences)): tagged[6_000:]},
-        epochs=5,
+        epochs=8,
     )
 
 

@@ -89,10 +89,10 @@ class Measurement(_Record):
 
     Attributes:
         command: What was run.
-        commit: The package's git commit, ``-dirty`` where it had changes; ``None`` outside a checkout.
+        commit: The package's git commit when the record was written, as in `TrainingRecord`.
         versions: Versions of Python and of the packages that matter.
         hardware: Device, processor, threads and processes.
-        wall_seconds: Seconds that it took, without what was found finished.
+        wall_seconds: Seconds that the runs took, over all resumptions.
         rows: The figures, a dict for each.
 
     Example:

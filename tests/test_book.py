@@ -4,6 +4,7 @@ A rule takes a parsed notebook and returns its problems, one line each.
 """
 
 import ast
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -205,6 +206,24 @@ def portable_markdown(notebook: NotebookNode) -> list[str]:
     ]
 
 
+def described_figures(notebook: NotebookNode) -> list[str]:
+    """A figure has an alternative text for who cannot see it, and a caption in italics below it."""
+    problems = []
+    for cell, after in itertools.pairwise([*notebook.cells, new_markdown_cell()]):
+        if not any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            continue
+        if not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+            problems.append(f"a figure has no alt text: {cell.source[:40]!r}")
+        if after.cell_type != "markdown" or not re.match(r"\*[^*]", after.source):
+            problems.append(f"a figure has no caption: {cell.source[:40]!r}")
+    return problems
+
+
+def links_notation(notebook: NotebookNode) -> list[str]:
+    """A chapter's first cell says where its symbols are explained."""
+    return [] if "](notation.md)" in notebook.cells[0].source else ["the first cell does not link to notation.md"]
+
+
 RULES = [
     executed_in_order,
     no_error_output,
@@ -217,6 +236,8 @@ RULES = [
     narrow_cells,
     folded_solutions,
     portable_markdown,
+    described_figures,
+    links_notation,
 ]
 
 
@@ -260,6 +281,53 @@ def test_every_public_name_is_on_the_api_page():
     assert set(companion.__all__) - shown == set()
 
 
+def bibliography() -> dict[str, dict[str, str]]:
+    """Read references.bib: the fields of each entry, under its key."""
+    text = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    entries = re.findall(r"^@\w+\{(\w+),\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    assert len(entries) == len(dict(entries)) == text.count("@")
+    return {key: dict(re.findall(r"^  (\w+) = \{(.*)\},$", fields, re.MULTILINE)) for key, fields in entries}
+
+
+def sources(entry: dict[str, str]) -> set[str]:
+    """Return the addresses at which an entry's publication is found."""
+    arxiv = {f"https://arxiv.org/abs/{entry['eprint']}"} if "eprint" in entry else set()
+    doi = {f"https://doi.org/{entry['doi']}"} if "doi" in entry else set()
+    return arxiv | doi | ({entry["url"]} if "url" in entry else set())
+
+
+CITED = re.compile(r"https://(?:arxiv\.org/abs|doi\.org|aclanthology\.org)/[^\s)]+")
+
+
+def test_every_entry_of_the_bibliography_says_who_what_when_and_where():
+    for key, entry in bibliography().items():
+        assert {"author", "title", "year"} <= set(entry), key
+        assert sources(entry), key
+        assert key == entry["author"].split(",")[0].lower() + entry["year"], key
+
+
+def test_the_bibliography_lists_what_the_chapters_and_the_package_cite():
+    listed = {source for entry in bibliography().values() for source in sources(entry)}
+    pages = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells]
+    pages += [path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")]
+    cited = {address for page in pages for address in CITED.findall(page)}
+    docstrings = [path.read_text(encoding="utf-8") for path in (ROOT / "companion").rglob("*.py")]
+    cited |= {f"https://arxiv.org/abs/{number}" for text in docstrings for number in re.findall(r"arXiv:(\S+\d)", text)}
+    assert cited - listed == set()
+    assert listed - cited == set()
+
+
+def test_every_check_is_an_exercise_of_a_chapter():
+    solutions = [
+        cell.source
+        for path in NOTEBOOKS
+        for cell in code_cells(nbformat.read(path, as_version=4))
+        if cell.source.startswith(SOLUTION)
+    ]
+    used = {name for source in solutions for name in re.findall(r"\bexercises\.(check_\w+)\(", source)}
+    assert used == {name for name in companion.__all__ if name.startswith("check_")}
+
+
 def test_site_and_package_name_the_same_repository():
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] == REPOSITORY
@@ -269,7 +337,10 @@ def chapter(*cells: NotebookNode) -> NotebookNode:
     """Return an executed chapter that keeps every rule, with further cells at its end."""
     notebook = new_notebook(
         cells=[
-            new_markdown_cell("# Title\n\nText with $n < d$, `<code>`, [a link](https://arxiv.org), H<sub>2</sub>O."),
+            new_markdown_cell(
+                "# Title\n\nSee [notation](notation.md).\n\n"
+                "Text with $n < d$, `<code>`, [a link](https://arxiv.org), H<sub>2</sub>O."
+            ),
             new_markdown_cell("> A note.\n\n$$\nx^2\n$$\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n![A cat](cat.png)"),
             new_code_cell(INSTALL_CELL, metadata={"tags": INSTALL_TAGS}),
             new_code_cell("assert 1\nassert 2\nassert 3\nassert 4"),
@@ -304,6 +375,17 @@ def with_first(source: str, *cell_tags: str) -> NotebookNode:
     """Return a chapter that opens with another code cell."""
     notebook = chapter()
     notebook.cells.insert(0, code(source, *cell_tags))
+    return notebook
+
+
+FIGURE = new_output("display_data", data={"image/png": ""})
+ALT = {"image": {"alt": "A cat"}}
+
+
+def without_notation() -> NotebookNode:
+    """Return a chapter whose first cell does not link to the notation page."""
+    notebook = chapter()
+    notebook.cells[0].source = "# Title"
     return notebook
 
 
@@ -348,6 +430,13 @@ BAD_CHAPTERS = [
     (portable_markdown, chapter(new_markdown_cell("text in <span>colour</span>"))),
     (portable_markdown, chapter(new_markdown_cell("![](cat.png)"))),
     (portable_markdown, chapter(new_markdown_cell("[](attention.ipynb)"))),
+    (described_figures, chapter(new_code_cell(outputs=[FIGURE]), new_markdown_cell("*A cat.*"))),
+    (described_figures, chapter(new_code_cell(outputs=[FIGURE], metadata={"mystnb": ALT}))),
+    (
+        described_figures,
+        chapter(new_code_cell(outputs=[FIGURE], metadata={"mystnb": ALT}), new_markdown_cell("A cat.")),
+    ),
+    (links_notation, without_notation()),
 ]
 
 

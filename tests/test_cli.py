@@ -381,12 +381,14 @@ def test_the_module_runs_as_a_program_with_exit_codes_and_without_a_traceback(ru
     assert bad.stderr == f"error: {tmp_path / 'nowhere'} does not exist; name the folder of a trained run\n"
 
 
-def test_measured_rows_are_written_with_where_they_come_from(tmp_path, monkeypatch, capsys):
+def test_measured_rows_are_written_with_where_they_come_from(tmp_path, run, monkeypatch, capsys):
     rows = [{"task": "reverse", "accuracy": 0.5}, {"task": "histogram", "accuracy": 1.0}]
 
     def position_ablation(output, *, seeds):
         assert (output, seeds) == (tmp_path / "runs", 2)
-        output.mkdir()
+        for name in ("reverse-none-0", "reverse-none-1"):
+            (output / name).mkdir(parents=True)
+            (output / name / "record.json").write_bytes((run / "record.json").read_bytes())
         return rows
 
     monkeypatch.setattr(companion.experiments, "position_ablation", position_ablation)
@@ -400,4 +402,4 @@ def test_measured_rows_are_written_with_where_they_come_from(tmp_path, monkeypat
     assert measurement.command == " ".join(["python", "-m", "companion", *words])
     assert measurement.versions["torch"] == torch.__version__
     assert measurement.hardware["cores"] == os.cpu_count()
-    assert measurement.wall_seconds >= 0
+    assert measurement.wall_seconds == round(2 * TrainingRecord.load(run / "record.json").wall_seconds, 1)

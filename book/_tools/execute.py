@@ -51,7 +51,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Keep of the metadata the kernel's name, the cells' tags and their figures' alt text, and fold titled cells on Colab.
+    """Keep of the metadata the kernel's name, tags and alt texts, and fold titled cells on Colab.
 
     Args:
         notebook: The notebook, changed in place.
