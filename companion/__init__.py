@@ -2,7 +2,8 @@
 
 Text flows downwards through its files: ``text``, ``toy``, ``batching``, ``cache``, ``attention``, ``positions``,
 ``feed_forward``, ``layers``, ``decoding``, ``configs``, ``models``, ``records``, ``runs``, ``training``,
-``prediction``, ``results``, ``plotting``. The public names below are loaded when they are first used.
+``prediction``, ``experiments``, ``results``, ``plotting``; ``exercises`` and ``cli`` use them. The public names below
+are loaded when they are first used.
 """
 
 import lazy_loader
