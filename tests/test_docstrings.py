@@ -1,6 +1,7 @@
 """Every public name shows an example in its docstring, and every example prints what it says."""
 
 import doctest
+import inspect
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 import companion
 
-PUBLIC = {name: getattr(companion, name) for name in companion.__all__ if name != "toy"}
+PUBLIC = {name: getattr(companion, name) for name in companion.__all__}
+PUBLIC = {name: value for name, value in PUBLIC.items() if not inspect.ismodule(value)}
 PUBLIC |= {
     f"toy.{name}": value
     for name, value in vars(companion.toy).items()
