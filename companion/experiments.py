@@ -153,7 +153,8 @@ def train_and_test(
         output: The run folder to write, or to go on in; ``None`` writes nothing.
 
     Returns:
-        For each length of the task's tests a row: the task, the positions, the seed, the length, accuracy and loss.
+        A row for each length of the task's tests, with ``task``, ``positions``, ``seed``, ``length``, ``accuracy`` and
+        ``loss``.
     """
     torch.manual_seed(seed)
     model = TokenClassifier(

@@ -112,7 +112,7 @@ def plot_tensors(tensors: Mapping[str, Float[Tensor, "row column"]], row_labels:
         row_labels: The labels of the rows of the first panel, such as the tokens.
 
     Returns:
-        A figure: blue is negative, white 0, red positive.
+        A figure in which blue is negative, white 0 and red positive.
 
     Raises:
         ValueError: If there is no matrix, or the first one has another number of rows than ``row_labels``.
@@ -149,7 +149,7 @@ def plot_positions(table: Float[Tensor, "length d_model"]) -> Figure:
         table: ``(length, d_model)``, such as `sinusoidal_encoding` makes.
 
     Returns:
-        A figure with one map: blue is negative, white 0, red positive.
+        A figure with one map, in which blue is negative, white 0 and red positive.
 
     Example:
         >>> figure = plot_positions(sinusoidal_encoding(50, 64))
