@@ -1,7 +1,7 @@
 """Batching: token ids to padded batches of similar length, shared out over processes."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -209,8 +209,7 @@ def labelled_batches(
         given = len(labels) - labels.count(None)
         raise ValueError(f"got {given} labels for {len(sequences)} sequences; give 0 or 1 for each")
     sampler = LengthBucketSampler([len(sequence) for sequence in sequences], max_tokens, shuffle=shuffle, seed=seed)
-    examples = list(zip(sequences, labels, strict=True))
-    return DataLoader(examples, batch_sampler=sampler, collate_fn=_collate_labelled)  # type: ignore[arg-type]
+    return _loader(sequences, labels, sampler, lambda labels: torch.tensor(labels, dtype=torch.float32))
 
 
 def tagged_batches(
@@ -244,16 +243,18 @@ def tagged_batches(
     lengths, given = [len(sequence) for sequence in sequences], [len(tags) for tags in labels]
     if lengths != given:
         raise ValueError("every token needs a label, and every label a token; give 0 where a token has none")
-    sampler = LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed)
+    return _loader(sequences, labels, LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed), pad_batch)
+
+
+def _loader(
+    sequences: Sequence[Sequence[int]],
+    labels: Sequence[Any],
+    sampler: LengthBucketSampler,
+    stack: Callable[[Sequence[Any]], Tensor],
+) -> DataLoader[LabelledBatch]:
+    def collate(examples: list[tuple[Sequence[int], Any]]) -> LabelledBatch:
+        ids, given = zip(*examples, strict=True)
+        return LabelledBatch(pad_batch(ids), stack(given))
+
     examples = list(zip(sequences, labels, strict=True))
-    return DataLoader(examples, batch_sampler=sampler, collate_fn=_collate_tagged)  # type: ignore[arg-type]
-
-
-def _collate_labelled(examples: list[tuple[Sequence[int], int]]) -> LabelledBatch:
-    sequences, labels = zip(*examples, strict=True)
-    return LabelledBatch(pad_batch(sequences), torch.tensor(labels, dtype=torch.float32))
-
-
-def _collate_tagged(examples: list[tuple[Sequence[int], Sequence[int]]]) -> LabelledBatch:
-    sequences, labels = zip(*examples, strict=True)
-    return LabelledBatch(pad_batch(sequences), pad_batch(labels))
+    return DataLoader(examples, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
