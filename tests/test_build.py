@@ -20,7 +20,9 @@ def book(tmp_path):
     """Return the folder of a book whose one chapter leaves a line in `executions` whenever it runs."""
     for name in ("Makefile", "_config.yml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "book" / "_tools", tmp_path / "book" / "_tools")
+    for name in ("_tools", "_static"):
+        shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
+    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
     for name, text in {"companion/module.py": "x = 1\n", ".pytest_cache/README.md": "# Cache\n"}.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
