@@ -57,6 +57,13 @@ def check_softmax(f: Callable[..., Any]) -> None:
             "row its own.": after_subtracting(large.max()),
         },
     )
+    wide = call(f, scores * 1000)
+    if isinstance(wide, Tensor) and wide.isnan().any():
+        raise AssertionError(
+            "What is subtracted from a row is not its maximum, so that a larger score still overflows: subtract "
+            "scores.amax(dim=-1, keepdim=True)."
+        )
+    compare("weights of scores far apart", wide, (scores * 1000).softmax(-1), {})
     print("Right: exponentials, a sum over the last axis, and scores of any size.")
 
 
@@ -168,7 +175,7 @@ def check_mean_pooling(f: Callable[..., Any]) -> None:
         AssertionError: The padding is pooled too: multiply x by the mask, and divide by the number of tokens.
     """
     (x,) = random_tensors((3, 5, 4))
-    mask = torch.arange(5) < torch.tensor([[3], [1], [4]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 1]]).bool()
     kept = x * mask[..., None]
     count = mask.sum(1, keepdim=True)
     compare(
@@ -189,6 +196,9 @@ def check_mean_pooling(f: Callable[..., Any]) -> None:
                 kept.sum(1) / mask.sum()
             ),
             "Only the first token is taken: sum over all tokens of a text.": x[:, 0],
+            "The first positions are pooled, as many as there are tokens: take those where the mask is True.": (
+                torch.stack([text[: int(n)].mean(0) for text, n in zip(x, count, strict=True)])
+            ),
             "The tokens are summed: divide by their number, mask.sum(dim=1).": kept.sum(1),
         },
     )

@@ -146,6 +146,7 @@ def check_post_norm(f: Callable[..., Any]) -> None:
             "The norm is missing: take it of the sum, norm(x + sublayer(x)).": x + sublayer(x),
             "The input is normalised as well as the sum: give the sublayer x itself.": norm(x + sublayer(norm(x))),
             "The sublayer is missing: add its output to x before the norm.": norm(x),
+            "x itself is normalised before the sum: keep x, and normalise the sum.": norm(x) + sublayer(norm(x)),
         },
     )
     print("Right: the sum of x and the sublayer's output is normalised.")
@@ -224,6 +225,11 @@ def check_learning_rate(f: Callable[..., Any]) -> None:
             ),
             "There is no warm-up: take the smaller of step^-0.5 and step * warmup^-1.5.": fall / 3,
             "The rate rises for ever: take the smaller of step^-0.5 and step * warmup^-1.5.": rise / 3,
+            "warmup is ignored: put it in the place of 4000.": torch.minimum(step * 4000**-1.5, fall) / 3,
+            "d_model is ignored: put it in the place of 512.": right * 3 * 512**-0.5,
+            "The steps are counted from 0: the first is step 1.": (
+                torch.minimum((step - 1) * 4**-1.5, (step - 1) ** -0.5) / 3
+            ),
         },
         atol=1e-6,  # it may be a float32 tensor
     )

@@ -140,6 +140,9 @@ def check_rotary(f: Callable[..., Any]) -> None:
             ),
             "The positions begin with 1: the first is 0, which turns nothing.": rotary(x, 1),
             "The sinusoids are added: turn each pair by its angle instead.": x + sinusoidal_encoding(5, 8),
+            "The turned pairs are joined half by half: stack and flatten them, so that they stay neighbours.": (
+                rotary(x)[..., to_pairs]
+            ),
             "The angle grows along the heads: the positions are the axis before the last.": (
                 rotary(x.transpose(1, 2)).transpose(1, 2)
             ),
@@ -201,6 +204,20 @@ def check_alibi(f: Callable[..., Any]) -> None:
             "The distance has a sign, and keys before the query are rewarded: take its absolute value, with a minus "
             "sign.": slopes * distance,
             "The future is masked as well: leave that to the causal mask.": right.masked_fill(distance < 0, -math.inf),
+            "Keys after the query get 0: the distance is absolute, and hiding the future is the mask's task.": (
+                right.masked_fill(distance < 0, 0.0)
+            ),
+        },
+        any_float=True,
+    )
+    compare(
+        "bias of 8 heads",
+        call(f, 8, 5),
+        alibi_bias(8, 5),
+        {
+            "The slopes are those of 4 heads whatever num_heads: head h of n has 2^(-8 h / n), h from 1.": (
+                -(4.0 ** -torch.arange(1, 9)[:, None, None]) * distance.abs()
+            ),
         },
         any_float=True,
     )
