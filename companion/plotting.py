@@ -33,7 +33,7 @@ def plot_attention(
         key_tokens: The labels of the columns; left out, those of the rows.
 
     Returns:
-        A figure with one map a head, on one colour scale from 0 to the largest weight.
+        A figure with one map a head, titled where there are several, on one colour scale from 0 to the largest weight.
 
     Raises:
         ValueError: If the numbers of tokens are not those of the weights.
@@ -59,7 +59,8 @@ def plot_attention(
     colours = ScalarMappable(Normalize(0, float(values.max())), cmap="Blues")
     for head, ax in enumerate(axes):
         ax.imshow(values[head], norm=colours.norm, cmap=colours.cmap)
-        ax.set_title(f"head {head + 1}", fontsize=10)
+        if heads > 1:
+            ax.set_title(f"head {head + 1}", fontsize=10)
         ax.set_xticks(range(keys), key_tokens, rotation=90, fontsize=8)
         ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries, fontsize=8)
         ax.set_xlabel("key", color=_GREY)

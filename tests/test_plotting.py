@@ -49,6 +49,7 @@ def test_the_maps_share_one_scale_from_nothing_to_the_largest_weight():
 
 def test_the_columns_are_named_as_the_rows_where_no_key_tokens_are_given():
     (ax,) = maps(plot_attention(torch.eye(3)[None], KEYS))
+    assert ax.get_title() == ""
     assert labels(ax.xaxis) == labels(ax.yaxis) == KEYS
 
 
