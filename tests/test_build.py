@@ -15,6 +15,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).parents[1]
 
 
+ALT = {"image": {"alt": "A cat"}}
+
+
 @pytest.fixture
 def book(tmp_path):
     """Return the folder of a book whose one chapter leaves a line in `executions` whenever it runs."""
@@ -31,7 +34,10 @@ def book(tmp_path):
     (tmp_path / "book" / "index.md").write_text("# Index\n\n$x^2$\n")
     cells = [
         new_markdown_cell("# Chapter"),
-        new_code_cell("with open('../executions', 'a') as file:\n    print('again', file=file)"),
+        new_code_cell(
+            "with open('../executions', 'a') as file:\n    print('again', file=file)",
+            metadata={"mystnb": ALT, "collapsed": False},
+        ),
         new_code_cell("#@title Solution\nprint(1, flush=True)\nprint(2)", metadata={"tags": ["hide-cell"]}),
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "book" / "chapter.ipynb")
@@ -106,7 +112,11 @@ def test_notebooks_stores_outputs_that_a_second_run_does_not_change(book):
 
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata["language_info"] == {"name": "python"}
-    assert [cell.metadata for cell in notebook.cells] == [{}, {}, {"tags": ["hide-cell"], "cellView": "form"}]
+    assert [cell.metadata for cell in notebook.cells] == [
+        {},
+        {"mystnb": ALT},
+        {"tags": ["hide-cell"], "cellView": "form"},
+    ]
     assert notebook.cells[2].execution_count == 2
     assert [output.text for output in notebook.cells[2].outputs] == ["1\n2\n"]
 

@@ -109,11 +109,25 @@ def test_there_is_a_row_for_each_length(positions):
     assert all(set(row) == {"task", "positions", "seed", "length", "accuracy", "loss"} for row in rows)
 
 
-def test_a_seed_gives_the_same_figures_and_another_one_others():
+def test_the_same_seed_gives_the_same_figures():
     task = small(experiments.reverse())
+    first = train_and_test(task, "learned", seed=1)
     torch.manual_seed(5)
-    assert train_and_test(task, "learned", seed=1) == train_and_test(task, "learned", seed=1)
-    assert train_and_test(task, "learned", seed=1) != train_and_test(task, "learned", seed=2)
+    assert train_and_test(task, "learned", seed=1) == first
+
+
+def test_the_seed_is_that_of_the_weights_the_batches_and_the_training(monkeypatch):
+    seen = []
+
+    def train(model, batches, config, **options):
+        seen.append((model.embedding.weight.clone(), batches.batch_sampler.seed, config.seed))
+
+    monkeypatch.setattr(experiments, "train", train)
+    for seed in (1, 2):
+        train_and_test(small(experiments.reverse()), "none", seed=seed)
+    (one, *seeds), (other, *other_seeds) = seen
+    assert (seeds, other_seeds) == ([1, 1], [2, 2])
+    assert not torch.equal(one, other)
 
 
 def test_fewer_epochs_than_the_task_s_can_be_asked_for():
