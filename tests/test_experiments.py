@@ -6,6 +6,7 @@ import torch
 
 from companion import experiments, toy
 from companion.experiments import POSITIONS, position_ablation, train_and_test
+from companion.text import Vocabulary
 
 TASKS = {
     make.__name__: make
@@ -78,16 +79,13 @@ def test_the_language_model_is_tested_on_the_same_words_at_every_length(stream):
     words = {length: [i for ids, _ in windows for i in ids] for length, windows in stream.test.items()}
     assert list(words) == [32, 64, 128, 256]
     assert all(words[length] == words[32] for length in words)
-    trained_on = [i for ids, _ in stream.train for i in ids]
-    assert trained_on[:500] == [*toy_ids(stream)][:500]
-    assert words[32] == [*toy_ids(stream)][-32_769:][: len(words[32])]
-
-
-def toy_ids(stream):
     reviews = toy.reviews(40_000)
-    vocabulary = experiments.Vocabulary.build(review.text.split() for review in reviews)
+    vocabulary = Vocabulary.build(review.text.split() for review in reviews)
     assert stream.vocab_size == stream.num_labels == len(vocabulary)
-    return [i for review in reviews for i in vocabulary.encode(review.text.split())]
+    whole = [i for review in reviews for i in vocabulary.encode(review.text.split())]
+    trained_on = [i for ids, _ in stream.train for i in ids]
+    assert trained_on[:500] == whole[:500]
+    assert words[32] == whole[-32_769:][: len(words[32])]
 
 
 def test_a_short_training_learns_what_needs_no_order():
