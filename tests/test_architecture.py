@@ -26,16 +26,18 @@ ORDER = (
     "decoding",
     "configs",
     "models",
+    "article",
     "records",
     "runs",
     "training",
     "prediction",
+    "baselines",
     "experiments",
     "results",
     "plotting",
 )
 OUTSIDE_THE_ORDER = ("exercises", "cli", "__main__", "__init__")
-ONLY_IMPORTER = {"torchtext": "text", "accelerate": "training"}
+ONLY_IMPORTER = {"torchtext": "text", "accelerate": "training", "sklearn": "baselines"}
 PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")
 
 
@@ -128,7 +130,7 @@ def test_public_names_are_loaded_when_they_are_first_used():
     code = """
 import sys
 import companion
-heavy = {"torch", "numpy", "matplotlib", "accelerate", "torchtext", "tyro"} & set(sys.modules)
+heavy = {"torch", "numpy", "matplotlib", "accelerate", "torchtext", "tyro", "sklearn"} & set(sys.modules)
 assert not heavy, heavy
 for name in companion.__all__:
     getattr(companion, name)
