@@ -4,10 +4,10 @@ NB-SVM is written out; counting n-grams and fitting linear models is scikit-lear
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from companion.records import TrainingRecord, git_commit, hardware, package_vers
 from companion.text import Review, WordTokenizer
 
 Texts = Sequence[Sequence[str]]
+Tokenizer = Literal["basic_english", "spaces"]
 
 
 class LinearClassifier(NamedTuple):
@@ -216,37 +217,45 @@ def run_baseline(
     dev: Sequence[Review],
     test: Sequence[Review],
     *,
+    tokenizer: Tokenizer = "basic_english",
     data: Mapping[str, Any] | None = None,
 ) -> TrainingRecord:
-    """Fit a baseline to reviews, in the words of `WordTokenizer`, and measure it on others.
+    """Fit a baseline to reviews, and measure it on others.
 
     Args:
         baseline: What to fit.
         training: Labelled reviews to fit it to.
         dev: Those to choose settings by.
         test: Those to report.
+        tokenizer: ``"basic_english"`` is `WordTokenizer`; ``"spaces"`` splits lower-cased text at white space alone,
+            as Wang & Manning did for unigrams.
         data: Which data this is, noted in the record.
 
     Returns:
         The record; its ``wall_seconds`` count tokenizing, fitting and both measurements.
 
     Raises:
-        ValueError: If ``training`` does not hold reviews of either label, or ``dev`` or ``test`` none.
+        ValueError: If ``training`` does not hold reviews of either label, ``dev`` or ``test`` none, or the tokenizer is
+            unknown.
 
     Example:
         >>> reviews = toy.reviews(400)
         >>> record = run_baseline(NBSVM(max_n=1), reviews[:200], reviews[200:300], reviews[300:])
         >>> record.config["model"]
-        {'kind': 'NBSVM', 'max_n': 1, 'alpha': 1.0, 'beta': 0.25, 'C': 1.0, 'seed': 0}
+        {'kind': 'NBSVM', 'tokenizer': 'basic_english', 'max_n': 1, 'alpha': 1.0, 'beta': 0.25, 'C': 1.0, 'seed': 0}
     """
     start = time.perf_counter()
-    splits = [_tokens_and_labels(n, s) for n, s in (("training", training), ("dev", dev), ("test", test))]
+    if tokenizer not in get_args(Tokenizer):
+        raise ValueError(f"tokenizer={tokenizer!r} is unknown; choose one of {get_args(Tokenizer)}")
+    tokenize = WordTokenizer() if tokenizer == "basic_english" else _split_at_spaces
+    named = (("training", training), ("dev", dev), ("test", test))
+    splits = [_tokens_and_labels(name, reviews, tokenize) for name, reviews in named]
     model = baseline.fit(*splits[0])
     dev_accuracy, test_accuracy = (float((model.predict(texts) == labels).mean()) for texts, labels in splits[1:])
     return TrainingRecord(
         command="companion.run_baseline",
         config={
-            "model": {"kind": type(baseline).__name__, **asdict(baseline)},
+            "model": {"kind": type(baseline).__name__, "tokenizer": tokenizer, **asdict(baseline)},
             "training": {"reviews": len(training)},
             "data": dict(data or {}),
         },
@@ -274,11 +283,16 @@ def _ngrams(max_n: int) -> dict[str, Any]:
     }
 
 
-def _tokens_and_labels(name: str, reviews: Sequence[Review]) -> tuple[list[list[str]], list[int]]:
+def _split_at_spaces(text: str) -> list[str]:
+    return text.lower().split()
+
+
+def _tokens_and_labels(
+    name: str, reviews: Sequence[Review], tokenize: Callable[[str], list[str]]
+) -> tuple[list[list[str]], list[int]]:
     labels = [label for _, label in reviews if label is not None]
     if not reviews or len(labels) < len(reviews):
         raise ValueError(f"{name} has {len(labels)} labels for {len(reviews)} reviews; expected one for each, and some")
-    tokenize = WordTokenizer()
     return [tokenize(text) for text, _ in reviews], labels
 
 
