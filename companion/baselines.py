@@ -123,7 +123,7 @@ class NBSVM:
         presence: Any = vectorizer.fit_transform(texts)
         positive = np.array(labels) == 1
         ratio = log_count_ratio(self.alpha + presence.T @ positive, self.alpha + presence.T @ ~positive)
-        svm = LinearSVC(C=self.C, fit_intercept=False, tol=1e-2, max_iter=10_000, random_state=self.seed)
+        svm = LinearSVC(C=self.C, fit_intercept=False, tol=1e-2, random_state=self.seed)
         svm.fit(presence.multiply(ratio).tocsr(), positive)
         return LinearClassifier(vectorizer, ratio * interpolate(svm.coef_[0], self.beta), 0.0)
 

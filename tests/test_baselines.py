@@ -85,6 +85,11 @@ def test_the_ratio_of_four_counts_in_closed_form():
     close(log_count_ratio(np.array([3.0, 1.0]), np.array([2.0, 6.0])), [math.log(3), math.log(1 / 3)])
 
 
+def test_the_defaults_are_the_paper_s_and_what_the_dev_split_chose():
+    assert NBSVM() == NBSVM(max_n=2, alpha=1.0, beta=0.25, C=1.0, seed=0)  # the values in the authors' code
+    assert TfidfLogisticRegression() == TfidfLogisticRegression(max_n=2, C=10.0)
+
+
 def test_interpolation_by_hand():
     close(interpolate(np.array([2.0, -4.0, 0.0]), 0.25), [1.5 + 0.5, 1.5 - 1.0, 1.5])
     close(interpolate(np.array([2.0, -4.0, 0.0]), 1), [2.0, -4.0, 0.0])
