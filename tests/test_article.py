@@ -210,6 +210,7 @@ def test_another_padding_id():
 def test_the_article_s_numbers():
     config = ArticleConfig()
     assert (config.vocab_size, config.d_model, config.num_heads, config.head_dim) == (10_000, 64, 2, 64)
+    assert (config.max_length, config.pad_id, config.unknown_id, config.d_ff) == (512, 0, 1, 256)
     assert not any(getattr(config, piece) for piece in PIECES)
     shapes = {name: tuple(parameter.shape) for name, parameter in ArticleClassifier(config).named_parameters()}
     assert shapes == {
