@@ -54,6 +54,10 @@ from .layers import EncoderLayer as EncoderLayer
 from .models import Seq2SeqTransformer as Seq2SeqTransformer
 from .models import TextClassifier as TextClassifier
 from .models import TokenClassifier as TokenClassifier
+from .ngrams import NGramClassifier as NGramClassifier
+from .ngrams import NGramConfig as NGramConfig
+from .ngrams import NGrams as NGrams
+from .ngrams import ngram_keys as ngram_keys
 from .plotting import plot_attention as plot_attention
 from .plotting import plot_history as plot_history
 from .plotting import plot_lines as plot_lines

@@ -63,6 +63,11 @@ class ClassifierConfig:
         _check_ids(self, "vocab_size", "pad_id", "unknown_id")
         _check_choices(self, positions=Positions, activation=Activation)
 
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding."""
+        return self.vocab_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClassifierConfig(ClassifierConfig):

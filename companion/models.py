@@ -24,7 +24,7 @@ class _Classifier(nn.Module):
         super().__init__()
         self.config = config
         std = 1.0 if config.positions == "sinusoidal" else 0.02  # as large as what is added to it
-        self.embedding = _make_embedding(config.vocab_size, config, std)
+        self.embedding = _make_embedding(config.num_embeddings, config, std)
         self.positions = _make_positions(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.encoder = Encoder(
@@ -44,14 +44,14 @@ class _Classifier(nn.Module):
         check_ids("input_ids", input_ids, self.embedding.weight, self.config.max_length)
 
     def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        if self.training and self.config.word_dropout > 0:
-            input_ids = self._drop_words(input_ids)
-        x = _add_positions(self.embedding(input_ids), self.positions)
+        x = _add_positions(self._embed(input_ids), self.positions)
         return self.encoder(self.dropout(x), mask, bias=_make_bias(self.config, x.size(1), x.size(1), x.device))
 
-    def _drop_words(self, input_ids: Tensor) -> Tensor:
-        dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
-        return input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        if self.training and self.config.word_dropout > 0:
+            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
+            input_ids = input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
+        return self.embedding(input_ids)
 
 
 class TextClassifier(_Classifier):

@@ -27,6 +27,7 @@ ORDER = (
     "configs",
     "models",
     "article",
+    "ngrams",
     "records",
     "runs",
     "training",
