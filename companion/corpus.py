@@ -224,6 +224,7 @@ def _keep(corpus: TokenizedCorpus, folder: Path) -> None:
                 if not folder.exists():  # otherwise another process was faster
                     raise
     except OSError as error:
+        reason = error.strerror or error  # numpy's says how much was written
         raise OSError(
-            f"{folder} cannot be written ({error.strerror}); make room or let COMPANION_CACHE name another folder"
+            f"{folder} cannot be written ({reason}); make room or let COMPANION_CACHE name another folder"
         ) from error
