@@ -124,7 +124,8 @@ class TokenizedCorpus:
         Raises:
             ValueError: As in `Vocabulary.build`.
         """
-        counts = np.bincount(np.concatenate(self._reviews()), minlength=len(self._lexicon)).tolist()
+        numbers = np.concatenate([self._numbers[:0], *self._reviews()])
+        counts = np.bincount(numbers, minlength=len(self._lexicon)).tolist()
         counted = {token: count for token, count in zip(self._lexicon, counts, strict=True) if count}
         return Vocabulary.from_counts(counted, max_size=max_size, min_count=min_count)
 
@@ -134,10 +135,12 @@ class TokenizedCorpus:
         return [id_of[numbers].tolist() for numbers in self._reviews()]
 
     def _reviews(self) -> list[Int32[np.ndarray, "length"]]:
-        return [self._numbers[start:end] for start, end in self._bounds.T.tolist()]
+        numbers = np.asarray(self._numbers)  # a memmap is slow to slice
+        return [numbers[start:end] for start, end in self._bounds.T.tolist()]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write arrays, the lexicon as text, and the checksums of both in JSON to a folder that exists."""
+        folder = Path(folder)
         for name, array in zip(_FILES, (self._numbers, self._bounds, self._labels), strict=False):
             np.save(folder / name, array, allow_pickle=False)
         (folder / _FILES[3]).write_bytes("".join(token + "\n" for token in self._lexicon).encode())
@@ -145,13 +148,14 @@ class TokenizedCorpus:
         (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", "utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> "TokenizedCorpus":
+    def load(cls, folder: str | os.PathLike[str]) -> "TokenizedCorpus":
         """Read what `save` wrote; the arrays are mapped into memory.
 
         Raises:
             FileNotFoundError: If there is no such folder, or a file of it is missing.
             ValueError: If a file is damaged.
         """
+        folder = Path(folder)
         checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
         if checksums != {name: digest(folder / name) for name in _FILES}:
             raise ValueError(f"{folder} is damaged; delete it")
