@@ -141,7 +141,7 @@ class TokenizedCorpus:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write arrays, the lexicon as text, and the checksums of both in JSON to a folder that exists."""
         folder = Path(folder)
-        for name, array in zip(_FILES, (self._numbers, self._bounds, self._labels), strict=False):
+        for name, array in zip(_FILES[:3], (self._numbers, self._bounds, self._labels), strict=True):
             np.save(folder / name, array, allow_pickle=False)
         (folder / _FILES[3]).write_bytes("".join(token + "\n" for token in self._lexicon).encode())
         checksums = {name: digest(folder / name) for name in _FILES}

@@ -90,6 +90,15 @@ def test_everything_is_as_with_lists_of_tokens(reviews, data):
     assert_is(corpus, reviews)
 
 
+def test_a_selection_is_saved_and_comes_back(tmp_path):
+    reviews = [Review("good film", 1), Review("dull\u2028film", 0), Review("seen twice", None)]
+    corpus = TokenizedCorpus.build(reviews, WordTokenizer()).select([2, 0]).truncate(1)
+    corpus.save(str(tmp_path))
+    loaded = TokenizedCorpus.load(str(tmp_path))
+    assert (tokens_of(loaded), loaded.labels) == ([["seen"], ["good"]], [None, 1])
+    assert loaded._lexicon == corpus._lexicon
+
+
 def test_a_row_that_is_not_there_is_refused():
     corpus = TokenizedCorpus.build([Review("good", 1)], WordTokenizer())
     with pytest.raises(IndexError):
