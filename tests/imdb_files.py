@@ -19,7 +19,13 @@ REVIEWS = {
     "test/neg/1_1.txt": "bad <br /> film",
     "test/pos/1_8.txt": "good film",
 }
-OTHERS = {"README": "Read me", "imdb.vocab": "the\na\n", "train/urls_pos.txt": "http://", "train/pos/notes.txt": "-"}
+OTHERS = {
+    "README": "Read me",
+    "imdb.vocab": "the\na\n",
+    "train/urls_pos.txt": "http://",
+    "train/pos/notes.txt": "-",
+    "train/pos/notes_1.txt": "-",
+}
 TRAIN = [
     Review("dull", 0),
     Review("fresh", 1),

@@ -202,6 +202,14 @@ def test_a_run_of_pieces_holds_its_model_in_the_place_of_the_vocabulary(run_of_p
     assert capsys.readouterr().out.startswith(("positive ", "negative "))
 
 
+def test_what_a_broken_start_left_does_not_stand_beside_the_vocabulary(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "spiece.model").write_bytes(b"of a run that never began")
+    assert train_small("toy", tmp_path / "run", "--training.epochs", "1") == 0
+    assert not (tmp_path / "run" / "spiece.model").exists()
+    load_run(tmp_path / "run")
+
+
 def test_imdb_can_be_trained_on_pieces(tmp_path, imdb, cache):
     options = ["--tokenizer", "sentencepiece", "--model.vocab-size", "80", "--training.epochs", "1"]
     assert train_small("imdb", tmp_path / "run", *options) == 0

@@ -1,3 +1,4 @@
+import functools
 import gzip
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from companion import toy
 from companion.text import SentencePieceTokenizer, Vocabulary, WordTokenizer, load_imdb, load_vectors
@@ -46,7 +48,8 @@ nasty = st.lists(
 @given(text=nasty)
 @example(text='<br" />')
 @example(text="<br' />")
-@example(text="<br; />")
+@example(text="<br;/>")
+@example(text="<br:/>")
 @example(text="<br<br /> />")
 def test_word_tokenizer_is_torchtexts_basic_english(text):
     from torchtext.data import get_tokenizer
@@ -132,6 +135,11 @@ def test_a_saved_model_comes_back_equal(pieces, tmp_path):
     assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
 
 
+def test_a_small_corpus_gives_fewer_pieces_than_allowed(tmp_path):
+    tokenizer = SentencePieceTokenizer.train(TEXTS, 30_000, tmp_path / "spiece.model")
+    assert 60 < len(tokenizer.vocabulary) < 1_000
+
+
 def test_a_long_text_is_trained_on_too(tmp_path):
     """SentencePiece leaves lines of more than 4,192 bytes out unless it is told otherwise."""
     tokenizer = SentencePieceTokenizer.train([*TEXTS, "zebra " * 1_000], 80, tmp_path / "spiece.model")
@@ -187,7 +195,8 @@ WORDS = Vocabulary(["<pad>", "<unk>", "film", "unheard", "déjà", "the"])
 
 @pytest.mark.parametrize("header", ["", "5 3\n"])
 @pytest.mark.parametrize("name", ["vectors.txt", "vectors.vec", "vectors.gz"])
-def test_vectors_stand_in_the_rows_of_their_tokens(tmp_path, capfd, header, name):
+def test_vectors_stand_in_the_rows_of_their_tokens(tmp_path, capfd, monkeypatch, header, name):
+    monkeypatch.setattr("torchtext.vocab.tqdm", functools.partial(tqdm, disable=False))
     path = tmp_path / name
     content = (header + VECTORS).encode()
     path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
