@@ -15,7 +15,7 @@ IMDB_URLS = (
 )
 IMDB_MD5 = "7c2ac02c03563afcf9b574c7e56c153a"
 
-_Any = TypeVar("_Any")
+_AnyItem = TypeVar("_AnyItem")
 
 Split = Literal["train", "test", "unsup"]
 
@@ -82,7 +82,7 @@ def load_imdb(split: Split, root: str | os.PathLike[str] | None = None) -> list[
     return [Review(text, _LABELS[kind]) for _, kind, text in ordered]
 
 
-def hold_out(reviews: Sequence[_Any]) -> tuple[list[_Any], list[_Any]]:
+def hold_out(reviews: Sequence[_AnyItem]) -> tuple[list[_AnyItem], list[_AnyItem]]:
     """Hold a tenth of a training split out as the dev split.
 
     Every tenth run of 250 neighbours goes to the dev split. In `load_imdb`'s order the reviews of a film stand

@@ -8,19 +8,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
 
 from companion.files import atomic_path
 from companion.imdb import Review as Review
 from companion.imdb import hold_out as hold_out
 from companion.imdb import load_imdb as load_imdb
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 
 class WordTokenizer:
@@ -68,7 +66,7 @@ class SentencePieceTokenizer:
         ('the plot', 60)
     """
 
-    def __init__(self, model: "SentencePieceProcessor") -> None:
+    def __init__(self, model: SentencePieceProcessor) -> None:
         from torchtext.data.functional import sentencepiece_numericalizer, sentencepiece_tokenizer
 
         ids = model.pad_id(), model.unk_id()
@@ -96,11 +94,9 @@ class SentencePieceTokenizer:
         Raises:
             ValueError: If ``vocab_size`` has no room for the characters of the texts, or there are no texts.
         """
-        from sentencepiece import SentencePieceTrainer  # torchtext's generate_sp_model fails with SentencePiece 0.2
-
         written = io.BytesIO()
         try:
-            SentencePieceTrainer.train(
+            SentencePieceTrainer.train(  # torchtext's generate_sp_model knows no ids, and fails with SentencePiece 0.2
                 sentence_iterator=iter(texts),
                 model_writer=written,
                 vocab_size=vocab_size,
@@ -156,7 +152,7 @@ class SentencePieceTokenizer:
         return next(self._ids([text]))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, normalized as the model does; an unknown piece becomes `` ⁇ ``.
+        """Return the text of ids, normalized as the model does; an unknown piece becomes ``⁇``.
 
         Raises:
             IndexError: If an id is past the vocabulary.
@@ -165,7 +161,7 @@ class SentencePieceTokenizer:
 
 
 Tokenizer = WordTokenizer | SentencePieceTokenizer
-"""Whatever splits a text into tokens: ``tokenizer(text)`` is a list of strings, ``tokenizer.fingerprint`` names it."""
+"""What splits a text into tokens. ``tokenizer(text)`` is a list of strings; ``tokenizer.fingerprint`` names it."""
 
 
 class Vocabulary:
