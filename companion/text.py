@@ -60,8 +60,8 @@ class SentencePieceTokenizer:
     Example:
         >>> texts = [review.text for review in toy.reviews(500)]
         >>> tokenizer = SentencePieceTokenizer.train(texts, vocab_size=60, path="spiece.model")
-        >>> tokenizer("The plot")
-        ['▁the', '▁p', 'l', 'o', 't']
+        >>> "".join(tokenizer("The plot"))
+        '▁the▁plot'
         >>> tokenizer.decode(tokenizer.encode("The plot")), len(tokenizer.vocabulary)
         ('the plot', 60)
     """

@@ -384,6 +384,7 @@ def original():
 
 
 def members(place: Path) -> Iterator[tuple[str, bytes]]:
+    place = next(place.glob("aclImdb*.tar.?z"), place)
     if place.is_file():
         with tarfile.open(place, "r|*") as tar:
             for member in tar:
