@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int8, Int32, Int64
 
-from companion.imdb import Review, Split, cache_folder, check_split, digest, imdb_source, load_imdb
+from companion.imdb import Review, Split, cache_folder, check_split, digest, imdb_source, load_imdb, sha256
 from companion.text import Tokenizer, Vocabulary, WordTokenizer
 
 _FORMAT = "1"  # another one leaves the caches of the former aside
@@ -144,7 +144,7 @@ class TokenizedCorpus:
         for name, array in zip(_FILES[:3], (self._numbers, self._bounds, self._labels), strict=True):
             np.save(folder / name, array, allow_pickle=False)
         (folder / _FILES[3]).write_bytes("".join(token + "\n" for token in self._lexicon).encode())
-        checksums = {name: digest(folder / name) for name in _FILES}
+        checksums = {name: sha256(folder / name) for name in _FILES}
         (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", "utf-8")
 
     @classmethod
@@ -157,7 +157,7 @@ class TokenizedCorpus:
         """
         folder = Path(folder)
         checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
-        if checksums != {name: digest(folder / name) for name in _FILES}:
+        if checksums != {name: sha256(folder / name) for name in _FILES}:
             raise ValueError(f"{folder} is damaged; delete it")
         numbers, bounds, labels = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[:3])
         lexicon = (folder / _FILES[3]).read_bytes().decode().split("\n")[:-1]
@@ -204,7 +204,7 @@ def tokenize_imdb(
     check_split(split)
     tokenizer = tokenizer or WordTokenizer()
     source = imdb_source(root)
-    settings = (_FORMAT, split, digest(source), tokenizer.fingerprint)
+    settings = (_FORMAT, split, digest(source, split), tokenizer.fingerprint)
     name = f"imdb-{split}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"
     folder = (cache_folder() if cache is None else Path(cache)) / name
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged

@@ -152,20 +152,26 @@ def imdb_source(root: str | os.PathLike[str] | None) -> Path:
     raise FileNotFoundError(f"{place} holds neither an aclImdb folder nor an aclImdb*.tar.gz or .tar.xz")
 
 
-def digest(source: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(source: Path, split: Split) -> str:
     """Return what changes with the reviews: an archive's SHA-256, or that of a folder's names, sizes and times.
 
     A file of the folder that is changed while its size and its time of modification are kept is not seen.
     """
     if source.is_file():
-        with open(source, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    entries = sorted(
-        (f"{part.relative_to(source)}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns)
-        for part in source.glob("t*/*/")
-        for entry in os.scandir(part)
-    )
-    return hashlib.sha256(repr(entries).encode()).hexdigest()
+        return sha256(source)
+    entries = [
+        (kind, entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+        for kind, folder in _review_folders(source, split)
+        if folder.is_dir()
+        for entry in os.scandir(folder)
+    ]
+    return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()
 
 
 def read_reviews(source: Path, split: Split) -> Iterator[tuple[str, int, str]]:
@@ -196,11 +202,15 @@ def _download() -> Path:
     raise OSError("IMDB could not be downloaded; set COMPANION_DATA to a copy. " + "; ".join(failures))
 
 
-def _read_folder(folder: Path, split: Split) -> Iterator[tuple[str, int, str]]:
-    part = "train" if split == "unsup" else split
-    kinds = ("unsup",) if split == "unsup" else ("neg", "pos")
-    for kind in kinds:
-        for path in (folder / part / kind).glob("*_*.txt"):
+def _review_folders(source: Path, split: Split) -> list[tuple[str, Path]]:
+    if split == "unsup":
+        return [("unsup", source / "train" / "unsup")]
+    return [(kind, source / split / kind) for kind in ("neg", "pos")]
+
+
+def _read_folder(source: Path, split: Split) -> Iterator[tuple[str, int, str]]:
+    for kind, folder in _review_folders(source, split):
+        for path in folder.glob("*_*.txt"):
             number = path.name.partition("_")[0]
             if number.isdecimal():
                 yield kind, int(number), _decode(path.read_bytes(), str(path))

@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import tarfile
 import threading
 from collections import Counter
@@ -333,7 +334,7 @@ def test_a_disk_that_fills_up_during_the_download_leaves_nothing(served, monkeyp
 
 def test_the_digest_of_an_archive_is_its_sha256(tmp_path, files):
     path = write_archive(tmp_path / "aclImdb.tar.gz", files)
-    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest(path, "train") == digest(path, "unsup") == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def longer(path):
@@ -349,13 +350,28 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["train/pos/2_10.txt", "train/unsup/7_0.txt", "test/neg/1_1.txt"])
-def test_the_digest_of_a_folder_changes_with_its_reviews(tmp_path, files, name, change):
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [
+        ("train", "train/pos/2_10.txt"),
+        ("train", "train/neg/0_2.txt"),
+        ("unsup", "train/unsup/7_0.txt"),
+        ("test", "test/neg/1_1.txt"),
+    ],
+)
+def test_the_digest_of_a_folder_changes_with_the_reviews_of_the_split(tmp_path, files, split, name, change):
     folder = write_folder(tmp_path / "aclImdb", files)
-    before = digest(folder)
-    assert digest(folder) == before
+    before = {one: digest(folder, one) for one in ("train", "test", "unsup")}
+    assert len(set(before.values())) == 3
     CHANGES[change](folder / name)
-    assert digest(folder) != before
+    assert [one for one in before if digest(folder, one) != before[one]] == [split]
+
+
+def test_a_folder_without_a_class_has_a_digest_of_its_own(tmp_path, files):
+    folder = write_folder(tmp_path / "aclImdb", files)
+    before = digest(folder, "train")
+    shutil.rmtree(folder / "train" / "neg")
+    assert digest(folder, "train") != before
 
 
 class Original(NamedTuple):
