@@ -37,8 +37,8 @@ mutants: .venv/installed-book,test  ## Break the modules one change at a time, a
 	$(BIN)/python tests/mutants.py
 
 lint: .venv/installed-book,test  ## Check style and types
-	$(BIN)/ruff check companion tests book
-	$(BIN)/ruff format --check companion tests book/_tools
+	$(BIN)/ruff check companion tests book benchmarks
+	$(BIN)/ruff format --check companion tests book/_tools benchmarks
 	$(BIN)/pyright
 
 clean:  ## Remove the site, the cache of executed chapters and the tools' caches

@@ -1,9 +1,9 @@
 """The tested PyTorch package behind *The Measured Transformer*.
 
-Text flows downwards through its files: ``text``, ``toy``, ``batching``, ``cache``, ``attention``, ``positions``,
-``feed_forward``, ``layers``, ``decoding``, ``configs``, ``models``, ``article``, ``ngrams``, ``records``, ``runs``,
-``training``, ``prediction``, ``baselines``, ``experiments``, ``results``, ``plotting``; ``exercises`` and ``cli`` use
-them. The public names below are loaded when they are first used.
+Text flows downwards through its files: ``imdb``, ``text``, ``corpus``, ``toy``, ``batching``, ``cache``,
+``attention``, ``positions``, ``feed_forward``, ``layers``, ``decoding``, ``configs``, ``models``, ``article``,
+``ngrams``, ``records``, ``runs``, ``training``, ``prediction``, ``baselines``, ``experiments``, ``results``,
+``plotting``; ``exercises`` and ``cli`` use them. The public names below are loaded when they are first used.
 """
 
 import lazy_loader

@@ -24,6 +24,8 @@ from .cache import KeyValueCache as KeyValueCache
 from .configs import ClassifierConfig as ClassifierConfig
 from .configs import Seq2SeqConfig as Seq2SeqConfig
 from .configs import TokenClassifierConfig as TokenClassifierConfig
+from .corpus import TokenizedCorpus as TokenizedCorpus
+from .corpus import tokenize_imdb as tokenize_imdb
 from .decoding import beam_search as beam_search
 from .decoding import greedy_search as greedy_search
 from .exercises import check_alibi as check_alibi
@@ -46,6 +48,9 @@ from .exercises import check_softmax_gradient as check_softmax_gradient
 from .exercises import check_split_heads as check_split_heads
 from .exercises import check_teacher_forcing as check_teacher_forcing
 from .feed_forward import FeedForward as FeedForward
+from .imdb import Review as Review
+from .imdb import hold_out as hold_out
+from .imdb import load_imdb as load_imdb
 from .layers import Decoder as Decoder
 from .layers import DecoderLayer as DecoderLayer
 from .layers import Encoder as Encoder
@@ -76,11 +81,10 @@ from .records import Measurement as Measurement
 from .records import TrainingRecord as TrainingRecord
 from .results import load_measurement as load_measurement
 from .results import load_result as load_result
-from .text import Review as Review
+from .text import SentencePieceTokenizer as SentencePieceTokenizer
 from .text import Vocabulary as Vocabulary
 from .text import WordTokenizer as WordTokenizer
-from .text import hold_out as hold_out
-from .text import load_imdb as load_imdb
+from .text import load_vectors as load_vectors
 from .training import LossOutput as LossOutput
 from .training import TrainingConfig as TrainingConfig
 from .training import classification_loss as classification_loss

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,13 @@ from torch.utils.data import DataLoader
 
 from companion import experiments, toy
 from companion.batching import LabelledBatch, labelled_batches
+from companion.corpus import TokenizedCorpus, tokenize_imdb
+from companion.imdb import Review, Split, hold_out, load_imdb
 from companion.models import ClassifierConfig, TextClassifier
 from companion.prediction import Predictor, load_run
 from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
 from companion.runs import RunFolder
-from companion.text import Review, Vocabulary, WordTokenizer, hold_out, load_imdb
+from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer, load_vectors
 from companion.training import TrainingConfig, classification_loss, default_device, evaluate, train
 
 Corpus = Literal["imdb", "toy"]
@@ -45,6 +48,10 @@ class _TrainClassifier:
     """Go on after the last whole epoch in the run folder."""
     max_tokens: int = 8_192
     """Tokens a batch, padding included."""
+    tokenizer: Literal["words", "sentencepiece"] = "words"
+    """What splits the texts; a SentencePiece model is trained on the training split."""
+    vectors: Path | None = None
+    """A text file of word vectors, such as GloVe's, to begin the embedding with; as wide as the model."""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -208,22 +215,26 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
     run = RunFolder(command.output)
     if _is_main_process() and not command.resume:
         run.check_free()
-    reviews, dev = hold_out(_training_reviews(corpus))
-    tokenize = WordTokenizer()
-    tokens = [tokenize(review.text)[: command.model.max_length] for review in reviews]
-    vocabulary = Vocabulary.build(tokens, max_size=command.model.vocab_size)
+    tokenizer = _tokenizer(command, corpus)
+    tokenized = _tokenized(corpus, "train", tokenizer).truncate(command.model.max_length)
+    training, dev = (tokenized.select(rows) for rows in hold_out(range(len(tokenized))))
+    vocabulary = _vocabulary(command, training, tokenizer)
     torch.manual_seed(command.training.seed)
     model = TextClassifier(dataclasses.replace(command.model, vocab_size=len(vocabulary)))
-    data = {"corpus": corpus, "max_tokens": command.max_tokens}
-    predictor = Predictor(model, vocabulary, {"data": data})
+    if command.vectors is not None:
+        _load_embedding(model, command.vectors, vocabulary)
+    data = {
+        "corpus": corpus,
+        "max_tokens": command.max_tokens,
+        "tokenizer": command.tokenizer,
+        "vectors": command.vectors and command.vectors.name,
+    }
+    predictor = Predictor(model, vocabulary, {"data": data}, tokenizer)
     batches = labelled_batches(
-        [vocabulary.encode(words) for words in tokens],
-        [review.label for review in reviews],
-        max_tokens=command.max_tokens,
-        seed=command.training.seed,
+        training.encode(vocabulary), training.labels, max_tokens=command.max_tokens, seed=command.training.seed
     )
     dev_batches = _evaluation_batches(predictor, dev)
-    _save_vocabulary(vocabulary, run)
+    _save_words(predictor, run)
     record = train(
         model,
         batches,
@@ -250,29 +261,59 @@ def _figures(split: str, metrics: dict[str, float] | None) -> str:
 
 
 def _test(predictor: Predictor) -> dict[str, float]:
-    reviews = _test_reviews(predictor.config["data"]["corpus"])
-    return evaluate(predictor.model, _evaluation_batches(predictor, reviews), loss_fn=classification_loss)
+    tokenized = _tokenized(predictor.config["data"]["corpus"], "test", predictor.tokenizer)
+    return evaluate(predictor.model, _evaluation_batches(predictor, tokenized), loss_fn=classification_loss)
 
 
-def _training_reviews(corpus: Corpus) -> list[Review]:
-    return load_imdb("train") if corpus == "imdb" else toy.reviews(TOY_SIZE, seed=0)[:-TOY_TEST_SIZE]
+def _tokenizer(command: _TrainClassifier, corpus: Corpus) -> Tokenizer:
+    if command.tokenizer == "words":
+        return WordTokenizer()
+    training, _ = hold_out(load_imdb("train") if corpus == "imdb" else _toy_reviews("train"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "spiece.model")
+        return SentencePieceTokenizer.train((text for text, _ in training), command.model.vocab_size, path)
 
 
-def _test_reviews(corpus: Corpus) -> list[Review]:
-    return load_imdb("test") if corpus == "imdb" else toy.reviews(TOY_SIZE, seed=0)[-TOY_TEST_SIZE:]
+def _vocabulary(command: _TrainClassifier, training: TokenizedCorpus, tokenizer: Tokenizer) -> Vocabulary:
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer.vocabulary
+    return training.build_vocabulary(max_size=command.model.vocab_size)
 
 
-def _evaluation_batches(predictor: Predictor, reviews: Sequence[Review]) -> DataLoader[LabelledBatch]:
-    ids = [predictor.encode(review.text) for review in reviews]
-    labels = [review.label for review in reviews]
-    return labelled_batches(ids, labels, max_tokens=EVALUATION_TOKENS, shuffle=False)
+def _load_embedding(model: TextClassifier, path: Path, vocabulary: Vocabulary) -> None:
+    vectors = load_vectors(path, vocabulary)
+    if vectors.size(1) != model.config.d_model:
+        raise ValueError(f"{path} has {vectors.size(1)} numbers a token; choose --model.d-model {vectors.size(1)}")
+    model.embedding.load_state_dict({"weight": vectors})
 
 
-def _save_vocabulary(vocabulary: Vocabulary, run: RunFolder) -> None:
-    if run.config.exists() and run.vocabulary.exists() and Vocabulary.load(run.vocabulary) != vocabulary:
+def _tokenized(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> TokenizedCorpus:
+    if corpus == "imdb":
+        return tokenize_imdb(split, tokenizer=tokenizer)
+    return TokenizedCorpus.build(_toy_reviews(split), tokenizer)
+
+
+def _toy_reviews(split: Split) -> list[Review]:
+    reviews = toy.reviews(TOY_SIZE, seed=0)
+    return reviews[:-TOY_TEST_SIZE] if split == "train" else reviews[-TOY_TEST_SIZE:]
+
+
+def _evaluation_batches(predictor: Predictor, reviews: TokenizedCorpus) -> DataLoader[LabelledBatch]:
+    ids = reviews.truncate(predictor.model.config.max_length).encode(predictor.vocabulary)
+    return labelled_batches(ids, reviews.labels, max_tokens=EVALUATION_TOKENS, shuffle=False)
+
+
+def _save_words(predictor: Predictor, run: RunFolder) -> None:
+    """Write what `load_run` makes tokens and ids with: the vocabulary, or the SentencePiece model, which holds one."""
+    if isinstance(predictor.tokenizer, SentencePieceTokenizer):
+        words, path, other = predictor.tokenizer, run.pieces, run.vocabulary
+    else:
+        words, path, other = predictor.vocabulary, run.vocabulary, run.pieces
+    if run.config.exists() and (other.exists() or (path.exists() and type(words).load(path) != words)):
         raise ValueError(f"{run.folder} was started with another vocabulary; name another folder")
     run.folder.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(run.vocabulary)
+    words.save(path)
+    other.unlink(missing_ok=True)
 
 
 def _is_main_process() -> bool:

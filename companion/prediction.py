@@ -10,7 +10,7 @@ from companion.batching import LengthBucketSampler, pad_batch
 from companion.models import ClassifierConfig, TextClassifier
 from companion.records import read_json
 from companion.runs import RunFolder, load_weights
-from companion.text import Vocabulary, WordTokenizer
+from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer
 from companion.training import default_device
 
 
@@ -38,6 +38,7 @@ class Predictor:
         model: The classifier, in evaluation mode.
         vocabulary: The vocabulary that it was trained with.
         config: What ``config.json`` of its run holds.
+        tokenizer: What splits a text into the vocabulary's tokens; ``None`` takes a `WordTokenizer`.
 
     Raises:
         ValueError: If the model has not the vocabulary's size and its ids of padding and the unknown token.
@@ -51,22 +52,28 @@ class Predictor:
         ([3, 1, 1, 2, 1], [Prediction(label='positive', probability=0.731...)])
     """
 
-    def __init__(self, model: TextClassifier, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: TextClassifier,
+        vocabulary: Vocabulary,
+        config: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         shape = model.config
         if (len(vocabulary), 0, 1) != (shape.vocab_size, shape.pad_id, shape.unknown_id):
             raise ValueError(
                 f"the model has vocab_size={shape.vocab_size}, pad_id={shape.pad_id}, unknown_id={shape.unknown_id}; "
                 f"expected {len(vocabulary)}, 0, 1, as the vocabulary has"
             )
-        self._tokenize = WordTokenizer()
         self._device = default_device()
         self.model = model.to(self._device).eval()
         self.vocabulary = vocabulary
         self.config = config
+        self.tokenizer = tokenizer or WordTokenizer()
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, cut to the model's ``max_length``."""
-        return self.vocabulary.encode(self._tokenize(text)[: self.model.config.max_length])
+        return self.vocabulary.encode(self.tokenizer(text)[: self.model.config.max_length])
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Classify texts.
@@ -121,7 +128,8 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
         True
     """
     run = RunFolder(folder)
-    for path in (run.folder, run.config, run.weights, run.vocabulary):
+    words = run.vocabulary if run.vocabulary.exists() or not run.pieces.exists() else run.pieces
+    for path in (run.folder, run.config, run.weights, words):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name the folder of a trained run")
     entries = read_json(run.config)
@@ -134,8 +142,12 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise ValueError(f"{run.weights} does not fit {run.config} ({reason})") from error
-    vocabulary = Vocabulary.load(run.vocabulary)
+    if words == run.pieces:
+        tokenizer = SentencePieceTokenizer.load(words)
+        vocabulary = tokenizer.vocabulary
+    else:
+        tokenizer, vocabulary = WordTokenizer(), Vocabulary.load(words)
     try:
-        return Predictor(model, vocabulary, entries)
+        return Predictor(model, vocabulary, entries, tokenizer)
     except ValueError as error:
-        raise ValueError(f"{run.vocabulary} does not fit {run.config}: {error}") from error
+        raise ValueError(f"{words} does not fit {run.config}: {error}") from error

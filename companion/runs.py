@@ -56,6 +56,7 @@ class RunFolder:
         self.config = self.folder / "config.json"
         self.weights = self.folder / "model.safetensors"
         self.vocabulary = self.folder / "vocabulary.txt"
+        self.pieces = self.folder / "spiece.model"
         self.record = self.folder / "record.json"
         self.checkpoints = self.folder / "checkpoints"
 

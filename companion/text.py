@@ -1,216 +1,167 @@
-"""Text: the IMDB reviews, a word tokenizer, a vocabulary."""
+"""Text: tokenizers, a vocabulary, and pre-trained vectors of its words."""
 
+import contextlib
+import hashlib
+import io
 import os
-import re
-import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast, get_args
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from torch import Tensor
 
 from companion.files import atomic_path
-
-IMDB_URLS = (
-    "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
-    "https://s3.amazonaws.com/text-datasets/aclImdb_v1.tar.gz",
-)
-IMDB_MD5 = "7c2ac02c03563afcf9b574c7e56c153a"
-
-Split = Literal["train", "test", "unsup"]
-
-_REVIEW_PATH = re.compile(r"(?:^|/)aclImdb/(train|test)/(neg|pos|unsup)/(\d+)_\d+\.txt$")
-_LABELS = {"neg": 0, "pos": 1, "unsup": None}
-
-
-class Review(NamedTuple):
-    """One review.
-
-    Attributes:
-        text: The raw text.
-        label: 0 = negative, 1 = positive, ``None`` = not labelled.
-
-    Example:
-        >>> reviews = [Review("a moving film", 1), Review("dull", 0), Review("seen twice", None)]
-        >>> [review.text for review in reviews if review.label == 1]
-        ['a moving film']
-    """
-
-    text: str
-    label: int | None
-
-
-def load_imdb(split: Split, root: str | os.PathLike[str] | None = None) -> list[Review]:
-    """Load the Large Movie Review Dataset (Maas et al., ACL 2011).
-
-    The reviews are read straight out of the archive; nothing is extracted, so no member can land outside a folder
-    and nothing half-written can stay behind. They come in the order of their number, negative before positive
-    within a number, so the labels take turns and reviews of one film stay together.
-
-    Args:
-        split: ``"train"`` or ``"test"``, 25,000 labelled reviews each, or ``"unsup"``, 50,000 without a label.
-        root: An ``aclImdb`` folder, a ``.tar.gz`` or ``.tar.xz`` of it, or a folder that holds one of them. Left
-            out, the environment variable ``COMPANION_DATA`` says where; where that is not set either, the official
-            archive (84 MB) is downloaded once, checked against its MD5 and kept in the user's cache folder.
-
-    Returns:
-        The reviews of the split.
-
-    Raises:
-        FileNotFoundError: If there is no data at the place named.
-        ValueError: If the split is unknown, or the archive is cut, damaged or holds something else.
-        OSError: If the download fails at every source.
-
-    Example:
-        >>> from pathlib import Path
-        >>> for name, text in (("neg/0_2.txt", "dull"), ("pos/0_9.txt", "a moving film")):
-        ...     path = Path("aclImdb/train", name)
-        ...     path.parent.mkdir(parents=True)
-        ...     _ = path.write_text(text, "utf-8")
-        >>> load_imdb("train", root="aclImdb")
-        [Review(text='dull', label=0), Review(text='a moving film', label=1)]
-    """
-    if split not in get_args(Split):
-        raise ValueError(f"split={split!r} is unknown; choose one of {get_args(Split)}")
-    source = _imdb_source(root)
-    texts = _read_folder(source, split) if source.is_dir() else _read_archive(source, split)
-    ordered = sorted((number, kind, text) for kind, number, text in texts)
-    found = {kind for _, kind, _ in ordered}
-    missing = ({"unsup"} if split == "unsup" else {"neg", "pos"}) - found
-    if missing:
-        raise ValueError(f"{source} holds no {split} reviews of kind {sorted(missing)}; is it the IMDB archive?")
-    return [Review(text, _LABELS[kind]) for _, kind, text in ordered]
-
-
-def hold_out(reviews: Sequence[Review]) -> tuple[list[Review], list[Review]]:
-    """Hold a tenth of a training split out as the dev split.
-
-    Every tenth run of 250 neighbours goes to the dev split. In `load_imdb`'s order the reviews of a film stand
-    together, so that hardly any film is in both, as no film is in both the official training and test splits.
-
-    Args:
-        reviews: The training split.
-
-    Returns:
-        What is left to train on, and the dev split.
-
-    Raises:
-        ValueError: If there are too few reviews for a dev split.
-
-    Example:
-        >>> training, dev = hold_out(toy.reviews(2_500))
-        >>> len(training), len(dev)
-        (2250, 250)
-    """
-    blocks = [reviews[start : start + 250] for start in range(0, len(reviews), 250)]
-    held_out = [review for block in blocks[4::10] for review in block]
-    if not held_out:
-        raise ValueError(f"{len(reviews)} reviews are too few to hold some out; it takes more than 1,000")
-    kept = [review for number, block in enumerate(blocks) if number % 10 != 4 for review in block]
-    return kept, held_out
-
-
-def _imdb_source(root: str | os.PathLike[str] | None) -> Path:
-    """Return the aclImdb folder or the archive that ``root`` or ``COMPANION_DATA`` stands for."""
-    named = root if root is not None else os.environ.get("COMPANION_DATA")
-    if not named:
-        return _download_imdb()
-    place = Path(named).expanduser()
-    if not place.exists():
-        origin = "root" if root is not None else "COMPANION_DATA"
-        raise FileNotFoundError(f"{origin}={place} does not exist; name the aclImdb folder or its archive")
-    if place.is_file():
-        return place
-    if place.name == "aclImdb" or (place / "train").is_dir():
-        return place
-    candidates = [place / "aclImdb", *sorted(place.glob("aclImdb*.tar.[gx]z"))]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    raise FileNotFoundError(f"{place} holds neither an aclImdb folder nor an aclImdb*.tar.gz or .tar.xz")
-
-
-def _download_imdb() -> Path:
-    import pooch
-
-    failures = []
-    for url in IMDB_URLS:
-        try:
-            path = pooch.retrieve(
-                url,
-                known_hash=f"md5:{IMDB_MD5}",
-                fname="aclImdb_v1.tar.gz",
-                path=pooch.os_cache("measured-transformer"),
-                progressbar=True,
-            )
-            return Path(path)
-        except (OSError, ValueError) as error:  # no connection, or another file than the official one
-            failures.append(f"{url}: {error}")
-    raise OSError("IMDB could not be downloaded; set COMPANION_DATA to a copy. " + "; ".join(failures))
-
-
-def _read_folder(folder: Path, split: Split) -> Iterator[tuple[str, int, str]]:
-    part = "train" if split == "unsup" else split
-    kinds = ("unsup",) if split == "unsup" else ("neg", "pos")
-    for kind in kinds:
-        for path in (folder / part / kind).glob("*_*.txt"):
-            number = path.name.partition("_")[0]
-            if number.isdecimal():
-                yield kind, int(number), _decode(path.read_bytes(), str(path))
-
-
-def _read_archive(archive: Path, split: Split) -> Iterator[tuple[str, int, str]]:
-    part = "train" if split == "unsup" else split
-    with _decompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            match = _REVIEW_PATH.search(member.name)
-            if match and member.isfile() and match[1] == part and (match[2] == "unsup") == (split == "unsup"):
-                content = tar.extractfile(member)
-                assert content is not None
-                yield match[2], int(match[3]), _decode(content.read(), member.name)
-        while stream.read(1 << 20):  # tarfile takes a cut between members for the end; the checksum does not
-            pass
-
-
-@contextmanager
-def _decompressed(archive: Path) -> Iterator[BinaryIO]:
-    """Open an archive; what tarfile and the decompressors raise on a bad one becomes one ValueError."""
-    import gzip
-    import lzma
-    import zlib
-
-    try:
-        with open(archive, "rb") as file:
-            is_xz = file.read(6) == b"\xfd7zXZ\x00"
-        with lzma.open(archive) if is_xz else gzip.open(archive) as stream:
-            yield cast(BinaryIO, stream)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{archive} is not a whole .tar.gz or .tar.xz archive ({error}); fetch it again") from error
-
-
-def _decode(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text ({error.reason}); fetch the archive again") from error
+from companion.imdb import Review as Review
+from companion.imdb import hold_out as hold_out
+from companion.imdb import load_imdb as load_imdb
 
 
 class WordTokenizer:
-    """Split English text into lower-case words and punctuation: torchtext's ``basic_english``.
+    """Split English text into lower-case words and punctuation, as torchtext's ``basic_english`` does, but faster.
+
+    Attributes:
+        fingerprint: What names the tokenizer and its settings in the cache of `tokenize_imdb`.
 
     Example:
         >>> WordTokenizer()("It's good, not bad!<br />")
         ['it', "'", 's', 'good', ',', 'not', 'bad', '!']
     """
 
-    def __init__(self) -> None:
-        from torchtext.data import get_tokenizer
-
-        self._tokenize = cast(Callable[[str], list[str]], get_tokenizer("basic_english"))
+    fingerprint = "basic_english"
 
     def __call__(self, text: str) -> list[str]:
         """Return the tokens of ``text``, an empty list where it has none."""
-        return self._tokenize(text)
+        text = text.lower().replace('"', "").replace("<br />", " ").replace(";", " ").replace(":", " ")
+        for mark in "'.,()!?":
+            text = text.replace(mark, f" {mark} ")
+        return text.split()
+
+
+class SentencePieceTokenizer:
+    """Split text into pieces of words, with a SentencePiece model (Kudo and Richardson, 2018) such as ALBERT's.
+
+    Padding has id 0, the unknown piece id 1. `load` and `train` make it.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        vocabulary: Its pieces in the order of their ids.
+        fingerprint: What names the tokenizer and its settings in the cache of `tokenize_imdb`.
+
+    Raises:
+        ValueError: If padding and the unknown piece have other ids.
+
+    Example:
+        >>> texts = [review.text for review in toy.reviews(500)]
+        >>> tokenizer = SentencePieceTokenizer.train(texts, vocab_size=60, path="spiece.model")
+        >>> "".join(tokenizer("The plot"))
+        '▁the▁plot'
+        >>> tokenizer.decode(tokenizer.encode("The plot")), len(tokenizer.vocabulary)
+        ('the plot', 60)
+    """
+
+    def __init__(self, model: SentencePieceProcessor) -> None:
+        from torchtext.data.functional import sentencepiece_numericalizer, sentencepiece_tokenizer
+
+        ids = model.pad_id(), model.unk_id()
+        if ids != (0, 1):
+            raise ValueError(f"its ids of padding and the unknown piece are {ids}; expected (0, 1)")
+        self._model = model
+        self._pieces = sentencepiece_tokenizer(model)
+        self._ids = sentencepiece_numericalizer(model)
+        known = [model.IdToPiece(index) for index in range(2, len(model))]
+        self.vocabulary = Vocabulary([Vocabulary.PAD, Vocabulary.UNKNOWN, *known])
+        self.fingerprint = hashlib.sha256(model.serialized_model_proto()).hexdigest()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> "SentencePieceTokenizer":
+        """Train a unigram model (Kudo, 2018) that folds cases; the same texts give the same model.
+
+        Args:
+            texts: The training texts.
+            vocab_size: The most pieces, padding and unknown included; a small corpus gives fewer.
+            path: The file to write the model to, atomically.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: If ``vocab_size`` has no room for the characters of the texts, or there are no texts.
+        """
+        written = io.BytesIO()
+        try:
+            SentencePieceTrainer.train(  # torchtext's generate_sp_model knows no ids, and fails with SentencePiece 0.2
+                sentence_iterator=iter(texts),
+                model_writer=written,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                normalization_rule_name="nmt_nfkc_cf",
+                max_sentence_length=1_000_000,
+                pad_id=0,
+                unk_id=1,
+                bos_id=-1,
+                eos_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"vocab_size={vocab_size} does not do for these texts: {error}") from error
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(written.getvalue())
+        return cls.load(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SentencePieceTokenizer":
+        """Read a model.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a model with padding at 0 and the unknown piece at 1.
+        """
+        from torchtext.data.functional import load_sp_model
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist; name a SentencePiece model")
+        try:
+            return cls(load_sp_model(os.fspath(path)))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} is no SentencePiece model that would do: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, atomically."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self._model.serialized_model_proto())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SentencePieceTokenizer) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __call__(self, text: str) -> list[str]:
+        """Return the pieces of ``text``; one that begins a word begins with ``▁``."""
+        return next(self._pieces([text]))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the pieces of ``text``."""
+        return next(self._ids([text]))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids, normalized as the model does; an unknown piece becomes ``⁇``.
+
+        Raises:
+            IndexError: If an id is past the vocabulary.
+        """
+        return self._model.DecodeIds(list(ids))
+
+
+Tokenizer = WordTokenizer | SentencePieceTokenizer
+"""What splits a text into tokens. ``tokenizer(text)`` is a list of strings; ``tokenizer.fingerprint`` names it."""
 
 
 class Vocabulary:
@@ -260,15 +211,32 @@ class Vocabulary:
         Raises:
             ValueError: If ``max_size`` leaves no room for padding and unknown, or ``min_count`` is below 1.
         """
+        counts = Counter(token for tokens in texts for token in tokens)
+        return cls.from_counts(counts, max_size=max_size, min_count=min_count)
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int], *, max_size: int | None = None, min_count: int = 1) -> "Vocabulary":
+        """Do as `build` does, with tokens that are counted already.
+
+        Args:
+            counts: How often each token stands in the training texts.
+            max_size: As in `build`.
+            min_count: As in `build`.
+
+        Returns:
+            The vocabulary, most frequent token at id 2.
+
+        Raises:
+            ValueError: As in `build`.
+        """
         if max_size is not None and max_size < 2:
             raise ValueError(f"max_size={max_size} has no room for {cls.PAD} and {cls.UNKNOWN}; choose 2 or more")
         if min_count < 1:
             raise ValueError(f"min_count={min_count}; choose 1 or more")
         from torchtext.vocab import Vocab
 
-        counts = Counter(token for tokens in texts for token in tokens)
         room = None if max_size is None else max_size - 2
-        return cls(Vocab(counts, room, min_count, specials=[cls.PAD, cls.UNKNOWN]).itos)
+        return cls(Vocab(Counter(counts), room, min_count, specials=[cls.PAD, cls.UNKNOWN]).itos)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
         """Return the id of each token, 1 for an unknown one."""
@@ -312,3 +280,58 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} tokens)"
+
+
+def load_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Float[Tensor, "vocabulary d"]:
+    """Read pre-trained word vectors, such as GloVe's (Pennington et al., 2014), for a vocabulary.
+
+    Args:
+        path: A text file, or a ``.gz`` of it: on each line a token and its numbers, three or more.
+        vocabulary: Whose tokens to look up.
+
+    Returns:
+        float32, a row for each token; padding and a token without a vector get zeros.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds anything else, a number that is not finite, or none of the tokens.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("vectors.txt").write_text("good 1 2 3")
+        >>> load_vectors("vectors.txt", Vocabulary.build([["good", "film"]]))
+        tensor([[0., 0., 0.],
+                [0., 0., 0.],
+                [0., 0., 0.],
+                [1., 2., 3.]])
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; name a text file of word vectors")
+    row_of, rows = _read_vectors(os.fspath(path))
+    if not rows.isfinite().all():
+        raise ValueError(f"{path} holds a number that is not finite; fetch it again")
+    tokens = vocabulary.decode(range(len(vocabulary)))
+    found = [index for index, token in enumerate(tokens) if index > 0 and token in row_of]
+    if not found:
+        raise ValueError(f"{path} has a vector for none of the {len(tokens)} tokens; is it for other text?")
+    vectors = torch.zeros(len(tokens), rows.size(1))
+    vectors[found] = rows[[row_of[tokens[index]] for index in found]]
+    return vectors
+
+
+def _read_vectors(path: str) -> tuple[dict[str, int], Tensor]:
+    """Let torchtext read the file, and undo what else it does: a pickle beside it, chatter, unchecked certificates."""
+    import ssl
+
+    from torchtext.vocab import Vectors
+
+    https_context = ssl._create_default_https_context
+    try:
+        with tempfile.TemporaryDirectory() as cache, contextlib.redirect_stderr(io.StringIO()):
+            vectors = Vectors(path, cache=cache)
+    except (RuntimeError, ValueError, TypeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} holds no word vectors, a token and its numbers on each line ({reason})") from error
+    finally:
+        ssl._create_default_https_context = https_context
+    return cast(tuple[dict[str, int], Tensor], (vectors.stoi, vectors.vectors))

@@ -15,7 +15,9 @@ MODULES = sorted((ROOT / "companion").rglob("*.py"))
 ORDER = (
     "files",
     "checks",
+    "imdb",
     "text",
+    "corpus",
     "toy",
     "batching",
     "cache",

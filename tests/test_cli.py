@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,11 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import companion.cli
+import companion.corpus
 import companion.experiments
 from companion import toy
+from companion.batching import labelled_batches
 from companion.cli import main
 from companion.prediction import load_run
 from companion.records import Measurement, TrainingRecord
+from companion.text import SentencePieceTokenizer, Vocabulary, hold_out, load_imdb
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +51,13 @@ def archive(tmp_path_factory):
 @pytest.fixture
 def imdb(archive, monkeypatch):
     monkeypatch.setenv("COMPANION_DATA", str(archive))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("COMPANION_CACHE", str(folder))
+    return folder
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -88,7 +99,7 @@ def test_training_leaves_a_whole_run_folder_and_prints_its_figures(tmp_path, cap
         *("config.json", "model.safetensors", "vocabulary.txt", "record.json", "checkpoints")
     }
     assert record.config == json.loads((folder / "config.json").read_text())
-    assert record.config["data"] == {"corpus": "toy", "max_tokens": 1_024}
+    assert record.config["data"] == {"corpus": "toy", "max_tokens": 1_024, "tokenizer": "words", "vectors": None}
     assert record.config["model"]["d_model"] == 8
     assert record.config["model"]["vocab_size"] == len((folder / "vocabulary.txt").read_text().splitlines())
     assert record.command.startswith("python -m companion ")
@@ -109,11 +120,11 @@ def test_test_figures_are_those_of_the_kept_weights_on_the_held_out_reviews(run,
 def test_imdb_is_trained_without_its_dev_and_test_splits(tmp_path, imdb, monkeypatch):
     asked = []
 
-    def load_imdb(split):
+    def tokenize_imdb(split, *, tokenizer):
         asked.append((split, (tmp_path / "run" / "model.safetensors").exists()))
-        return companion.text.load_imdb(split)
+        return companion.corpus.tokenize_imdb(split, tokenizer=tokenizer)
 
-    monkeypatch.setattr(companion.cli, "load_imdb", load_imdb)
+    monkeypatch.setattr(companion.cli, "tokenize_imdb", tokenize_imdb)
     assert train_small("imdb", tmp_path / "run", "--training.epochs", "1") == 0
     assert asked == [("train", False), ("test", True)]
     words = (tmp_path / "run" / "vocabulary.txt").read_text().splitlines()
@@ -122,6 +133,173 @@ def test_imdb_is_trained_without_its_dev_and_test_splits(tmp_path, imdb, monkeyp
     record = TrainingRecord.load(tmp_path / "run" / "record.json")
     assert record.config["data"]["corpus"] == "imdb"
     assert len(record.history) == 1
+
+
+def test_imdb_is_batched_as_without_the_cache(tmp_path, imdb, cache, monkeypatch):
+    """What reaches training, against torchtext's tokenizer, a count of lists and ids in lists."""
+    from torchtext.data import get_tokenizer
+
+    tokenize = get_tokenizer("basic_english")
+    training, dev = hold_out(load_imdb("train"))
+    texts = [tokenize(review.text)[:16] for review in training]
+    vocabulary = Vocabulary.build(texts, max_size=200)
+    expected = [
+        labelled_batches([vocabulary.encode(text) for text in texts], [label for _, label in training], max_tokens=640),
+        labelled_batches(
+            [vocabulary.encode(tokenize(text)[:16]) for text, _ in dev],
+            [label for _, label in dev],
+            max_tokens=companion.cli.EVALUATION_TOKENS,
+            shuffle=False,
+        ),
+    ]
+    handed_over = []
+
+    def train(model, batches, config, *, eval_batches, **options):
+        handed_over.append((batches, eval_batches))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(companion.cli, "train", train)
+    for name in ("made", "from the cache"):
+        options = ["--model.vocab-size", "200", "--max-tokens", "640"]
+        assert train_small("imdb", tmp_path / name, *options) == 130
+        assert Vocabulary.load(tmp_path / name / "vocabulary.txt") == vocabulary
+        assert len(list(cache.iterdir())) == 1
+    for pair in handed_over:
+        for found, loader in zip(pair, expected, strict=True):
+            assert len(found) == len(loader)
+            for batch, other in zip(found, loader, strict=True):
+                assert torch.equal(batch.input_ids, other.input_ids)
+                assert torch.equal(batch.labels, other.labels)
+
+
+@pytest.fixture(scope="module")
+def run_of_pieces(tmp_path_factory):
+    """Train on pieces of the words of the grammar's reviews, and return the folder."""
+    folder = tmp_path_factory.mktemp("runs") / "pieces"
+    assert train_small("toy", folder, "--tokenizer", "sentencepiece", "--model.vocab-size", "80") == 0
+    return folder
+
+
+def test_a_run_of_pieces_holds_its_model_in_the_place_of_the_vocabulary(run_of_pieces, tmp_path, capsys):
+    assert (run_of_pieces / "spiece.model").exists()
+    assert not (run_of_pieces / "vocabulary.txt").exists()
+    training, _ = hold_out(toy.reviews(7_000, seed=0)[:-1_000])
+    expected = SentencePieceTokenizer.train([text for text, _ in training], 80, tmp_path / "spiece.model")
+    assert (run_of_pieces / "spiece.model").read_bytes() == (tmp_path / "spiece.model").read_bytes()
+    predictor = load_run(run_of_pieces)
+    assert predictor.config["model"]["vocab_size"] == 80
+    assert predictor.config["data"]["tokenizer"] == "sentencepiece"
+    reviews = toy.reviews(7_000, seed=0)[-1_000:]
+    for text, _ in reviews[:50]:
+        assert predictor.encode(text) == expected.encode(text)[:16]
+    found = [prediction.label == "positive" for prediction in predictor.predict([text for text, _ in reviews])]
+    right = sum(positive == review.label for positive, review in zip(found, reviews, strict=True))
+    record = TrainingRecord.load(run_of_pieces / "record.json")
+    assert record.test["accuracy"] == pytest.approx(right / 1_000, abs=1e-6)
+    assert main(["evaluate", str(run_of_pieces)]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(record.test, abs=1e-6)
+    assert main(["predict", str(run_of_pieces), "the plot was good ."]) == 0
+    assert capsys.readouterr().out.startswith(("positive ", "negative "))
+
+
+def test_what_a_broken_start_left_does_not_stand_beside_the_vocabulary(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "spiece.model").write_bytes(b"of a run that never began")
+    assert train_small("toy", tmp_path / "run", "--training.epochs", "1") == 0
+    assert not (tmp_path / "run" / "spiece.model").exists()
+    load_run(tmp_path / "run")
+
+
+def test_imdb_can_be_trained_on_pieces(tmp_path, imdb, cache):
+    options = ["--tokenizer", "sentencepiece", "--model.vocab-size", "80", "--training.epochs", "1"]
+    assert train_small("imdb", tmp_path / "run", *options) == 0
+    predictor = load_run(tmp_path / "run")
+    assert DEV_WORD not in "".join(predictor.vocabulary.decode(range(80)))
+    assert len(list(cache.iterdir())) == 2  # the training and the test split
+
+
+def test_a_finished_run_of_pieces_is_resumed_and_not_with_words(run_of_pieces, capsys):
+    before = files_of(run_of_pieces)
+    options = ["--model.vocab-size", "80", "--resume"]
+    assert train_small("toy", run_of_pieces, "--tokenizer", "sentencepiece", *options) == 0
+    assert files_of(run_of_pieces) == before
+    capsys.readouterr()
+    assert_refused(capsys, train_small("toy", run_of_pieces, *options), str(run_of_pieces), "another vocabulary")
+    options = ["--model.vocab-size", "70", "--resume", "--tokenizer", "sentencepiece"]
+    assert_refused(capsys, train_small("toy", run_of_pieces, *options), str(run_of_pieces), "another vocabulary")
+    assert files_of(run_of_pieces) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_a_damaged_model_of_pieces_is_refused_by_the_name_of_the_file(run_of_pieces, tmp_path, capsys, content):
+    folder = tmp_path / "copy"
+    shutil.copytree(run_of_pieces, folder)
+    (folder / "spiece.model").write_bytes(content)
+    assert_refused(capsys, main(["predict", str(folder), "good"]), f"{folder / 'spiece.model'} is no SentencePiece")
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("good 1 2 3 4 5 6 7 8\nplot -1 0 0 0 0 0 0 0.5\nunheard 9 9 9 9 9 9 9 9\n")
+    return path
+
+
+def test_the_embedding_begins_with_the_vectors_of_a_file(tmp_path, vectors, monkeypatch):
+    begun = {}
+
+    def train(model, batches, config, **options):
+        begun["embedding"] = model.embedding.weight.detach().clone()
+        return companion.training.train(model, batches, config, **options)
+
+    monkeypatch.setattr(companion.cli, "train", train)
+    assert train_small("toy", tmp_path / "run", "--vectors", str(vectors), "--training.epochs", "1") == 0
+    predictor = load_run(tmp_path / "run")
+    expected = torch.zeros(len(predictor.vocabulary), 8)
+    good, plot = predictor.vocabulary.encode(["good", "plot"])
+    expected[good] = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8])
+    expected[plot] = torch.tensor([-1, 0, 0, 0, 0, 0, 0, 0.5])
+    assert torch.equal(begun["embedding"], expected)
+    assert predictor.config["data"]["vectors"] == "vectors.txt"
+    assert not torch.equal(predictor.model.embedding.weight.cpu(), expected)  # it is trained on
+
+
+def test_a_run_is_not_resumed_with_other_vectors(copied, vectors, capsys):
+    before = files_of(copied)
+    code = train_small("toy", copied, "--resume", "--vectors", str(vectors))
+    assert_refused(capsys, code, str(copied), "other settings (data.vectors)")
+    assert files_of(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "does not exist; name a text file of word vectors"),
+        ("", "holds no word vectors"),
+        ("\x00\x01\n" * 9, "holds no word vectors"),
+        ("good 1 2 3 4 5 6 7 8\nplot 1 2 3\n", "holds no word vectors"),
+        ("good 1 2 3 4 5 6 7\n", "has 7 numbers a token; choose --model.d-model 7"),
+        ("unheard 1 2 3 4 5 6 7 8\n", "has a vector for none of the"),
+    ],
+)
+def test_vectors_that_do_not_fit_are_refused_and_leave_nothing_behind(tmp_path, vectors, capsys, content, named):
+    vectors.write_text(content) if content is not None else vectors.unlink()
+    code = train_small("toy", tmp_path / "run", "--vectors", str(vectors))
+    assert_refused(capsys, code, str(vectors), named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pieces_without_room_for_the_characters_are_refused_and_leave_nothing_behind(tmp_path, capsys):
+    options = ["--tokenizer", "sentencepiece", "--model.vocab-size", "9"]
+    assert_refused(capsys, train_small("toy", tmp_path / "run", *options), "vocab_size=9 does not do")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_refused_and_leaves_nothing_behind(tmp_path, imdb, monkeypatch, capsys):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("COMPANION_CACHE", str(tmp_path / "file"))
+    assert_refused(capsys, train_small("imdb", tmp_path / "run"), str(tmp_path / "file"), "COMPANION_CACHE")
+    assert not (tmp_path / "run").exists()
 
 
 def test_same_seed_same_run_and_another_seed_another_one(tmp_path, run):
@@ -276,12 +454,16 @@ def test_a_run_is_not_resumed_with_other_settings(copied, capsys, options, named
         (lambda folder, whole: written(folder / "cut.tar.gz", whole[: len(whole) // 2]), "is not a whole"),
         (lambda folder, whole: written(folder / "text.tar.gz", b"hello"), "is not a whole"),
         (lambda folder, whole: foreign(folder / "foreign.tar.gz"), "is it the IMDB archive?"),
+        (lambda folder, whole: written(folder / "bad.tar.gz", whole[:-9] + b"!" + whole[-8:]), "is not a whole"),
+        (lambda folder, whole: foreign(folder / "a.tar.gz", "aclImdb/{}/pos/1_9.txt", b"good"), "kind ['neg']"),
+        (lambda folder, whole: foreign(folder / "a.tar.gz", "aclImdb/{}/pos/1_9.txt", b""), "1_9.txt is empty"),
+        (lambda folder, whole: foreign(folder / "a.tar.gz", "aclImdb/{}/pos/1_9.txt", b"\xe9"), "is not UTF-8 text"),
     ],
-    ids=["missing", "empty folder", "cut", "no archive", "foreign"],
+    ids=["missing", "empty folder", "cut", "no archive", "foreign", "corrupted", "one class", "empty", "not UTF-8"],
 )
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_data_that_is_not_imdb_is_refused_and_leaves_nothing_behind(
-    command, tmp_path, archive, copied, capsys, monkeypatch, place, named
+    command, tmp_path, archive, cache, copied, capsys, monkeypatch, place, named
 ):
     (tmp_path / "data").mkdir()
     data = place(tmp_path / "data", archive.read_bytes())
@@ -294,6 +476,7 @@ def test_data_that_is_not_imdb_is_refused_and_leaves_nothing_behind(
         (copied / "config.json").write_text(json.dumps({**entries, "data": {"corpus": "imdb"}}))
         code = main(["evaluate", str(copied)])
     assert_refused(capsys, code, str(data), named)
+    assert list(cache.iterdir()) == []
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -301,9 +484,12 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def foreign(path: Path) -> Path:
+def foreign(path: Path, name: str = "mnist/{}/0.png", content: bytes = b"") -> Path:
     with tarfile.open(path, "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("mnist/train/0.png"), BytesIO())
+        for split in ("train", "test"):
+            member = tarfile.TarInfo(name.format(split))
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
     return path
 
 

@@ -1,17 +1,18 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from companion import toy
 from companion.batching import labelled_batches
 from companion.models import ClassifierConfig, TextClassifier
 from companion.prediction import Prediction, Predictor, load_run
 from companion.records import write_json
 from companion.runs import RunFolder, load_weights, save_weights
-from companion.text import Vocabulary
+from companion.text import SentencePieceTokenizer, Vocabulary
 from companion.training import TrainingConfig, classification_loss, train
 
 VOCABULARY = Vocabulary(["<pad>", "<unk>", "good", "bad", "film", "not", "."])
@@ -103,6 +104,36 @@ def test_a_run_comes_back_as_it_was_trained(tmp_path, model):
     for name, tensor in model.state_dict().items():
         assert torch.equal(predictor.model.state_dict()[name], tensor)
     assert predictor.predict(["good film"]) == Predictor(model, VOCABULARY, {}).predict(["good film"])
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    texts = [review.text for review in toy.reviews(300)]
+    return SentencePieceTokenizer.train(texts, 60, tmp_path / "of 60.model")
+
+
+def test_a_run_of_pieces_comes_back_with_its_tokenizer(run, pieces):
+    torch.manual_seed(4)
+    model = TextClassifier(replace(CONFIG, vocab_size=60))
+    write_json(run.config, {"model": asdict(model.config)})
+    save_weights(model.state_dict(), run.weights)
+    run.vocabulary.unlink()
+    pieces.save(run.pieces)
+    predictor = load_run(run.folder)
+    assert predictor.tokenizer == pieces
+    assert predictor.vocabulary == pieces.vocabulary
+    for text in ("The plot was good.", "déjà vu"):
+        assert predictor.encode(text) == pieces.encode(text)[:6]
+        positive = model.eval()(torch.tensor([pieces.encode(text)[:6]])).sigmoid().item()
+        (found,) = predictor.predict([text])
+        assert found.probability == pytest.approx(max(positive, 1 - positive), abs=1e-6)
+
+
+def test_pieces_of_another_size_are_named(run, pieces):
+    run.vocabulary.unlink()
+    pieces.save(run.pieces)
+    with pytest.raises(ValueError, match=re.escape(f"{run.pieces} does not fit {run.config}") + ".*expected 60, 0, 1"):
+        load_run(run.folder)
 
 
 def _made(folder):

@@ -1,434 +1,22 @@
-import contextlib
-import hashlib
-import http.server
-import io
-import itertools
+import functools
+import gzip
 import os
-import random
 import re
-import tarfile
-import threading
+import ssl
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
-import companion.text
-from companion.text import Review, Vocabulary, WordTokenizer, hold_out, load_imdb
+from companion import toy
+from companion.text import SentencePieceTokenizer, Vocabulary, WordTokenizer, load_imdb, load_vectors
 
 DATA = os.environ.get("COMPANION_DATA") or Path(__file__).parents[2] / "shared" / "data" / "aclImdb_v1.tar.xz"
-
-REVIEWS = {
-    "train/neg/0_2.txt": "dull",
-    "train/neg/2_1.txt": "flat\r\nand grey",
-    "train/neg/10_4.txt": "tired",
-    "train/pos/0_9.txt": "fresh",
-    "train/pos/2_10.txt": "déjà vu, and yet \u201cfunny\u201d",
-    "train/pos/10_7.txt": "",
-    "train/unsup/7_0.txt": "no verdict",
-    "train/unsup/11_0.txt": "none either",
-    "test/neg/1_1.txt": "bad <br /> film",
-    "test/pos/1_8.txt": "good film",
-}
-OTHERS = {"README": "Read me", "imdb.vocab": "the\na\n", "train/urls_pos.txt": "http://", "train/pos/notes.txt": "-"}
-TRAIN = [
-    Review("dull", 0),
-    Review("fresh", 1),
-    Review("flat\r\nand grey", 0),
-    Review("déjà vu, and yet \u201cfunny\u201d", 1),
-    Review("tired", 0),
-    Review("", 1),
-]
-
-
-def write_folder(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
-    return folder
-
-
-def write_archive(path: Path, files: dict[str, str], prefix: str = "aclImdb/") -> Path:
-    """Write the members in an order that has nothing to do with that of the reviews."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, f"w:{path.suffix[1:]}") as tar:
-        for name, text in sorted(files.items(), key=lambda item: hashlib.md5(item[0].encode()).digest()):
-            add_member(tar, prefix + name, text.encode())
-    return path
-
-
-def add_member(tar: tarfile.TarFile, name: str, content: bytes = b"", **fields) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    for field, value in fields.items():
-        setattr(member, field, value)
-    tar.addfile(member, io.BytesIO(content))
-
-
-def listing(folder: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def files():
-    return REVIEWS | OTHERS
-
-
-@pytest.fixture(autouse=True)
-def no_data_in_the_environment(monkeypatch):
-    monkeypatch.delenv("COMPANION_DATA", raising=False)
-
-
-PLACES = {
-    "the folder": lambda top, files: write_folder(top / "aclImdb", files),
-    "the folder under another name": lambda top, files: write_folder(top / "reviews", files),
-    "its parent": lambda top, files: write_folder(top / "aclImdb", files).parent,
-    "a .tar.gz": lambda top, files: write_archive(top / "aclImdb_v1.tar.gz", files),
-    "a .tar.xz under another name": lambda top, files: write_archive(top / "data.tar.xz", files),
-    "the folder of a .tar.gz": lambda top, files: write_archive(top / "aclImdb_v1.tar.gz", files).parent,
-    "the folder of a .tar.xz": lambda top, files: write_archive(top / "aclImdb.tar.xz", files).parent,
-    "an archive of ./aclImdb": lambda top, files: write_archive(top / "a.tar.gz", files, "./aclImdb/"),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_reads_every_split_in_the_order_of_the_numbers(tmp_path, files, place):
-    root = PLACES[place](tmp_path, files)
-    assert load_imdb("train", root) == TRAIN
-    assert load_imdb("test", str(root)) == [Review("bad <br /> film", 0), Review("good film", 1)]
-    assert load_imdb("unsup", root) == [Review("no verdict", None), Review("none either", None)]
-
-
-def test_the_order_does_not_depend_on_the_order_on_disk(tmp_path, files, monkeypatch):
-    root = write_folder(tmp_path / "aclImdb", files)
-    glob = Path.glob
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: reversed(list(glob(self, pattern))))
-    assert load_imdb("train", root) == TRAIN
-
-
-def test_root_goes_before_the_environment_variable(tmp_path, monkeypatch, files):
-    named = write_archive(tmp_path / "named.tar.gz", files)
-    other = write_folder(tmp_path / "other" / "aclImdb", files | {"train/neg/0_2.txt": "another one"})
-    monkeypatch.setenv("COMPANION_DATA", str(other))
-    assert load_imdb("train")[0].text == "another one"
-    assert load_imdb("train", named)[0].text == "dull"
-    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "nowhere"))
-    assert load_imdb("train", named)[0].text == "dull"
-
-
-def test_a_tilde_stands_for_the_home_folder(tmp_path, monkeypatch, files):
-    write_folder(tmp_path / "aclImdb", files)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("COMPANION_DATA", "~/aclImdb")
-    assert load_imdb("train") == TRAIN
-
-
-def test_a_missing_place_is_named_with_its_origin(tmp_path, monkeypatch):
-    nowhere = tmp_path / "nowhere"
-    with pytest.raises(FileNotFoundError, match=re.escape(f"root={nowhere} does not exist")):
-        load_imdb("train", nowhere)
-    monkeypatch.setenv("COMPANION_DATA", str(nowhere))
-    with pytest.raises(FileNotFoundError, match=re.escape(f"COMPANION_DATA={nowhere} does not exist")):
-        load_imdb("train")
-
-
-def test_a_folder_without_data_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} holds neither an aclImdb folder")):
-        load_imdb("train", tmp_path)
-
-
-@pytest.mark.parametrize("form", ["folder", ".tar.gz", ".tar.xz"])
-@pytest.mark.parametrize(
-    ("kept", "split", "missing"),
-    [
-        (["train/pos"], "train", ["neg"]),
-        (["train/neg"], "train", ["pos"]),
-        (["train"], "test", ["neg", "pos"]),
-        (["train/neg", "train/pos"], "unsup", ["unsup"]),
-    ],
-)
-def test_a_split_that_lacks_a_class_is_refused(tmp_path, files, form, kept, split, missing):
-    left = {name: text for name, text in files.items() if name.startswith((*kept, "README"))}
-    root = tmp_path / f"aclImdb{form}"
-    root = write_folder(tmp_path / "aclImdb", left) if form == "folder" else write_archive(root, left)
-    with pytest.raises(ValueError, match=re.escape(f"{root} holds no {split} reviews of kind {missing}")):
-        load_imdb(split, root)
-
-
-@pytest.mark.unhooked
-def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"split='dev' is unknown; choose one of \('train', 'test', 'unsup'\)"):
-        load_imdb("dev", tmp_path)
-
-
-@pytest.fixture(scope="module", params=["gz", "xz"])
-def long_archive(request, tmp_path_factory):
-    """Hold reviews that do not compress, so that a cut anywhere takes some of them away."""
-    words = random.Random(0)
-    files = {
-        f"train/{kind}/{number}_1.txt": "".join(
-            words.choices("abcdefghijklmnopqrstuvwxyz ,.", k=words.randint(10, 900))
-        )
-        for kind, number in itertools.product(("neg", "pos"), range(50))
-    }
-    return write_archive(tmp_path_factory.mktemp("data") / f"aclImdb.tar.{request.param}", files)
-
-
-def test_an_archive_cut_anywhere_is_refused(long_archive, tmp_path):
-    whole = long_archive.read_bytes()
-    assert len(load_imdb("train", long_archive)) == 100
-    cut = tmp_path / long_archive.name
-    points = [0, 1, 3, 11, len(whole) - 1, *range(50, len(whole), len(whole) // 150)]
-    for point in points:
-        cut.write_bytes(whole[:point])
-        with pytest.raises(ValueError, match=re.escape(f"{cut} is not a whole .tar.gz or .tar.xz archive")):
-            load_imdb("train", cut)
-
-
-def test_an_archive_with_a_flipped_bit_is_refused(long_archive, tmp_path):
-    whole = long_archive.read_bytes()
-    damaged = tmp_path / long_archive.name
-    for position in range(100, len(whole), len(whole) // 40):
-        damaged.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(ValueError, match=r"fetch (it|the archive) again"):
-            load_imdb("train", damaged)
-
-
-@pytest.mark.parametrize("content", [b"", b"not an archive\n", b"PK\x03\x04" + bytes(600), bytes(10_240)])
-def test_a_file_of_another_kind_is_refused(tmp_path, content):
-    path = tmp_path / "aclImdb_v1.tar.gz"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(f"{path} is not a whole .tar.gz or .tar.xz archive")):
-        load_imdb("train", path)
-
-
-def test_an_archive_of_something_else_is_refused(tmp_path):
-    path = write_archive(tmp_path / "aclImdb_v1.tar.gz", {"train/data.csv": "1,2\n", "train/pos/1.txt": "1"}, "mnist/")
-    with pytest.raises(ValueError, match=r"holds no train reviews of kind \['neg', 'pos'\]; is it the IMDB archive"):
-        load_imdb("train", path)
-
-
-@pytest.mark.parametrize("form", ["folder", "archive"])
-def test_a_review_that_is_not_utf_8_is_named(tmp_path, form):
-    if form == "folder":
-        root = write_folder(tmp_path / "aclImdb", REVIEWS)
-        (root / "train/pos/2_10.txt").write_bytes("déjà vu".encode("latin-1"))
-    else:
-        root = tmp_path / "aclImdb.tar.gz"
-        with tarfile.open(root, "w:gz") as tar:
-            add_member(tar, "aclImdb/train/pos/2_10.txt", "déjà vu".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"aclImdb/train/pos/2_10\.txt is not UTF-8 text"):
-        load_imdb("train", root)
-
-
-def test_an_archive_with_members_of_ill_will_writes_nothing(tmp_path, monkeypatch):
-    inside = tmp_path / "working"
-    inside.mkdir()
-    monkeypatch.chdir(inside)
-    path = tmp_path / "aclImdb.tar.gz"
-    with tarfile.open(path, "w:gz") as tar:
-        add_member(tar, "../evil.txt", b"evil")
-        add_member(tar, f"{tmp_path}/absolute.txt", b"evil")
-        add_member(tar, "../aclImdb/train/pos/5_9.txt", b"fresh")
-        add_member(tar, "aclImdb/train/neg/5_1.txt", b"dull")
-        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE)):
-            add_member(tar, f"aclImdb/train/neg/{number}_1.txt", type=kind, linkname="/etc/passwd")
-        for number, kind in enumerate((tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)):
-            add_member(tar, f"aclImdb/train/pos/{number}_9.txt", type=kind)
-    before = listing(tmp_path)
-    assert load_imdb("train", path) == [Review("dull", 0), Review("fresh", 1)]
-    assert listing(tmp_path) == before
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    pooch = pytest.importorskip("pooch")
-    folder = tmp_path / "cache"
-    monkeypatch.setattr(pooch, "os_cache", lambda project: folder / project)
-    return folder / "measured-transformer"
-
-
-def answer_downloads(monkeypatch, answers: dict[str, Path | Exception]) -> list[dict]:
-    """Let pooch.retrieve give these answers; return the list of what it is asked."""
-    asked = []
-
-    def retrieve(url, **options):
-        asked.append({"url": url, **options})
-        if isinstance(answers[url], Exception):
-            raise answers[url]
-        return str(answers[url])
-
-    monkeypatch.setattr("pooch.retrieve", retrieve)
-    return asked
-
-
-def test_the_download_turns_to_the_second_source_when_the_first_fails(tmp_path, monkeypatch, cache, files):
-    first, second = companion.text.IMDB_URLS
-    archive = write_archive(tmp_path / "aclImdb_v1.tar.gz", files)
-    asked = answer_downloads(monkeypatch, {first: ConnectionError("refused"), second: archive})
-    assert load_imdb("train") == TRAIN
-    assert [one["url"] for one in asked] == [first, second]
-    for one in asked:
-        assert one["known_hash"] == "md5:7c2ac02c03563afcf9b574c7e56c153a"
-        assert one["path"] == cache
-        assert one["progressbar"] is True
-
-
-def test_the_download_stops_at_the_first_source_that_works(tmp_path, monkeypatch, cache, files):
-    archive = write_archive(tmp_path / "aclImdb_v1.tar.gz", files)
-    asked = answer_downloads(monkeypatch, dict.fromkeys(companion.text.IMDB_URLS, archive))
-    assert load_imdb("test") == [Review("bad <br /> film", 0), Review("good film", 1)]
-    assert [one["url"] for one in asked] == [companion.text.IMDB_URLS[0]]
-
-
-def test_a_download_that_fails_everywhere_is_one_error_with_the_mend(monkeypatch, cache):
-    first, second = companion.text.IMDB_URLS
-    answer_downloads(monkeypatch, {first: ConnectionError("refused"), second: ValueError("wrong hash")})
-    with pytest.raises(OSError, match="set COMPANION_DATA to a copy") as raised:
-        load_imdb("train")
-    assert f"{first}: refused" in str(raised.value)
-    assert f"{second}: wrong hash" in str(raised.value)
-
-
-@contextlib.contextmanager
-def serve(folder: Path):
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch, files):
-    """Serve an archive over HTTP, and give its path."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    path = write_archive(tmp_path / "served" / "aclImdb_v1.tar.gz", files)
-    with serve(path.parent) as address:
-        monkeypatch.setattr(companion.text, "IMDB_URLS", (f"{address}/gone.tar.gz", f"{address}/{path.name}"))
-        yield path
-
-
-def test_a_download_is_kept_and_not_repeated(served, monkeypatch, cache):
-    monkeypatch.setattr(companion.text, "IMDB_MD5", hashlib.md5(served.read_bytes()).hexdigest())
-    assert load_imdb("train") == TRAIN
-    assert (cache / "aclImdb_v1.tar.gz").read_bytes() == served.read_bytes()
-    served.unlink()
-    assert load_imdb("train") == TRAIN
-
-
-def test_a_download_of_another_file_is_refused_and_not_kept(served, cache):
-    with pytest.raises(OSError, match=r"does not match the known hash"):
-        load_imdb("train")
-    assert listing(cache) == {}
-
-
-class Original(NamedTuple):
-    """What the archive or folder holds, read without the package."""
-
-    train: list[Review]
-    films: list[str]
-
-
-@pytest.fixture(scope="module")
-def original():
-    """Read the real training reviews in the order of their numbers, and the film that each is about."""
-    place = Path(DATA)
-    if not place.exists():
-        pytest.skip(f"no IMDB reviews: set COMPANION_DATA, or put the archive at {place}")
-    texts, films = {}, {}
-    for name, content in members(place):
-        if match := re.search(r"aclImdb/train/(neg|pos)/(\d+)_\d+\.txt$", name):
-            texts[int(match[2]), match[1]] = content.decode()
-        elif match := re.search(r"aclImdb/train/urls_(neg|pos)\.txt$", name):
-            for number, line in enumerate(content.decode().splitlines()):
-                films[number, match[1]] = re.search(r"tt\d+", line)[0]
-    assert set(texts) == set(films) == set(itertools.product(range(12_500), ("neg", "pos")))
-    train = [Review(text, int(kind == "pos")) for (_, kind), text in sorted(texts.items())]
-    return Original(train, [film for _, film in sorted(films.items())])
-
-
-def members(place: Path) -> Iterator[tuple[str, bytes]]:
-    if place.is_file():
-        with tarfile.open(place, "r|*") as tar:
-            for member in tar:
-                if member.name == "aclImdb/test":
-                    return
-                if member.isfile() and "unsup" not in member.name:
-                    yield member.name, tar.extractfile(member).read()
-    else:
-        top = place if (place / "train").is_dir() else place / "aclImdb"
-        for path in (top / "train").rglob("*.txt"):
-            yield f"aclImdb/{path.relative_to(top)}", path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def loaded(original):
-    return load_imdb("train", DATA)
-
-
-def test_the_real_training_reviews_are_the_original_ones(original, loaded):
-    assert loaded == original.train
-    assert [review.label for review in loaded] == [0, 1] * 12_500
-
-
-@pytest.mark.parametrize(
-    ("split", "labels", "size"),
-    [
-        ("train", {0: 12_500, 1: 12_500}, 33_132_823),
-        ("test", {0: 12_500, 1: 12_500}, 32_350_685),
-        ("unsup", {None: 50_000}, 66_506_794),
-    ],
-)
-def test_the_real_splits_have_the_published_counts(request, split, labels, size):
-    loaded = request.getfixturevalue("loaded")
-    reviews = loaded if split == "train" else load_imdb(split, DATA)
-    assert Counter(review.label for review in reviews) == labels
-    assert sum(len(review.text.encode()) for review in reviews) == size
-
-
-def share_on_films_of_the_other_part(kept: list[Review], held_out: list[Review]) -> float:
-    trained_on = {review.text for review in kept}
-    return sum(review.text in trained_on for review in held_out) / len(held_out)
-
-
-def test_the_real_dev_split_shares_fewer_films_with_training_than_a_random_tenth(original):
-    numbered = [Review(film, number) for number, film in enumerate(original.films)]
-    kept, held_out = hold_out(numbered)
-    assert Counter(review.label % 2 for review in held_out) == {0: 1_250, 1: 1_250}
-    assert share_on_films_of_the_other_part(kept, held_out) < 0.6
-    shuffled = random.Random(0).sample(numbered, len(numbered))
-    assert share_on_films_of_the_other_part(*hold_out(shuffled)) > 0.9
-
-
-@pytest.mark.parametrize("size", [1_001, 1_250, 1_300, 2_500, 25_000])
-def test_hold_out_shares_the_reviews_out(size):
-    reviews = [Review(str(number), number % 2) for number in range(size)]
-    kept, held_out = hold_out(reviews)
-    expected = [number for start in range(1_000, size, 2_500) for number in range(start, min(start + 250, size))]
-    assert [int(review.text) for review in held_out] == expected
-    assert [int(review.text) for review in kept] == sorted(set(range(size)) - set(expected))
-
-
-@pytest.mark.parametrize("size", [0, 1_000])
-def test_hold_out_refuses_too_few_reviews(size):
-    with pytest.raises(ValueError, match=f"{size} reviews are too few"):
-        hold_out([Review("good", 1)] * size)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +36,233 @@ def test_hold_out_refuses_too_few_reviews(size):
 )
 def test_word_tokenizer(text, tokens):
     assert WordTokenizer()(text) == tokens
+
+
+# Tags cut by marks, quotes within tags, odd spaces, letters whose lower case is longer.
+ODD = "'\".,()!?;:<>/ brBR\n\t\x1c\x85\u00a0\u2003\u2028\ufeff\u200bİßΣſ"
+nasty = st.lists(
+    st.sampled_from(["<br />", "<BR />", "<br", "/>", *ODD]) | st.characters(exclude_categories=["Cs"])
+).map("".join)
+
+
+@given(text=nasty)
+@example(text='<br" />')
+@example(text="<br' />")
+@example(text="<br;/>")
+@example(text="<br:/>")
+@example(text="<br<br /> />")
+def test_word_tokenizer_is_torchtexts_basic_english(text):
+    from torchtext.data import get_tokenizer
+
+    assert WordTokenizer()(text) == get_tokenizer("basic_english")(text)
+
+
+def test_word_tokenizer_is_torchtexts_on_the_real_reviews():
+    from torchtext.data import get_tokenizer
+
+    if not Path(DATA).exists():
+        pytest.skip(f"no IMDB reviews: set COMPANION_DATA, or put the archive at {DATA}")
+    tokenize, expected = WordTokenizer(), get_tokenizer("basic_english")
+    reviews = load_imdb("test", DATA)
+    assert len(reviews) == 25_000
+    for text, _ in reviews:
+        assert tokenize(text) == expected(text)
+
+
+TEXTS = [review.text for review in toy.reviews(400)]
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pieces") / "spiece.model"
+    return SentencePieceTokenizer.train(TEXTS, 60, path), path
+
+
+@pytest.mark.parametrize("text", ["The plot was good, not bad at all.", "déjà vu 😀", "", " \n", "<pad> <unk>"])
+def test_pieces_and_ids_are_sentencepieces_own(pieces, text):
+    from sentencepiece import SentencePieceProcessor
+
+    tokenizer, path = pieces
+    model = SentencePieceProcessor(model_file=str(path))
+    assert tokenizer(text) == model.encode(text, out_type=str)
+    assert tokenizer.encode(text) == model.encode(text, out_type=int)
+    assert tokenizer.decode(tokenizer.encode(text)) == model.decode(model.encode(text))
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_the_vocabulary_of_pieces_gives_the_same_ids(pieces, text):
+    tokenizer, _ = pieces
+    assert tokenizer.vocabulary.encode(tokenizer(text)) == tokenizer.encode(text)
+    assert 0 not in tokenizer.encode(text)
+
+
+def test_pieces_have_the_ids_of_the_models(pieces):
+    tokenizer, _ = pieces
+    assert len(tokenizer.vocabulary) == 60
+    assert tokenizer.vocabulary.decode([0, 1]) == ["<pad>", "<unk>"]
+    assert tokenizer.encode("漢") == [*tokenizer.vocabulary.encode(["▁"]), 1]
+    for text in TEXTS:
+        assert 1 not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text.lower()
+
+
+def test_decode_refuses_an_id_past_the_pieces(pieces):
+    with pytest.raises(IndexError):
+        pieces[0].decode([2, 60])
+
+
+def test_cases_are_folded(pieces):
+    assert pieces[0]("THE Plot") == pieces[0]("the plot")
+
+
+def test_the_same_texts_give_the_same_model_and_others_another_one(pieces, tmp_path):
+    tokenizer, path = pieces
+    again = SentencePieceTokenizer.train(iter(TEXTS), 60, tmp_path / "again.model")
+    assert (tmp_path / "again.model").read_bytes() == path.read_bytes()
+    assert (again, hash(again)) == (tokenizer, hash(tokenizer))
+    other = SentencePieceTokenizer.train(TEXTS, 50, tmp_path / "other.model")
+    assert other != tokenizer
+    assert other.fingerprint != tokenizer.fingerprint
+    assert tokenizer != tokenizer.fingerprint
+
+
+def test_a_saved_model_comes_back_equal(pieces, tmp_path):
+    tokenizer, path = pieces
+    tokenizer.save(tmp_path / "copy.model")
+    assert (tmp_path / "copy.model").read_bytes() == path.read_bytes()
+    loaded = SentencePieceTokenizer.load(tmp_path / "copy.model")
+    assert loaded == tokenizer
+    assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_a_small_corpus_gives_fewer_pieces_than_allowed(tmp_path):
+    tokenizer = SentencePieceTokenizer.train(TEXTS, 30_000, tmp_path / "spiece.model")
+    assert 60 < len(tokenizer.vocabulary) < 1_000
+
+
+def test_a_long_text_is_trained_on_too(tmp_path):
+    """SentencePiece leaves lines of more than 4,192 bytes out unless it is told otherwise."""
+    tokenizer = SentencePieceTokenizer.train([*TEXTS, "zebra " * 1_000], 80, tmp_path / "spiece.model")
+    assert 1 not in tokenizer.encode("zebra")
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "reason"), [(TEXTS, 9, "Vocabulary size is smaller"), ([], 60, ""), ([""], 60, "")]
+)
+def test_texts_without_room_for_their_characters_are_refused(tmp_path, texts, vocab_size, reason, capfd):
+    with pytest.raises(ValueError, match=f"vocab_size={vocab_size} does not do for these texts: .*{reason}"):
+        SentencePieceTokenizer.train(texts, vocab_size, tmp_path / "spiece.model")
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def other_ids(path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_prefix=str(path.with_suffix("")), vocab_size=60, minloglevel=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(b""), ""),
+        (lambda path: path.write_bytes(b"not a model"), ""),
+        (lambda path: path.write_bytes(path.read_bytes()[:199]), ""),
+        (other_ids, r"its ids of padding and the unknown piece are \(-1, 0\); expected \(0, 1\)"),
+    ],
+    ids=["empty", "text", "cut", "other ids"],
+)
+def test_a_file_that_is_no_such_model_is_named(pieces, tmp_path, damage, reason, capfd):
+    path = tmp_path / "spiece.model"
+    pieces[0].save(path)
+    damage(path)
+    with pytest.raises(ValueError, match=re.escape(f"{path} is no SentencePiece model that would do: ") + reason):
+        SentencePieceTokenizer.load(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'no.model'} does not exist")):
+        SentencePieceTokenizer.load(tmp_path / "no.model")
+
+
+VECTORS = "the 0.5 -1 2e-3\nfilm 1 2 3\n<pad> 7 7 7\n<unk> 4 5 6\ndéjà -0.25 0 9\n"
+EXPECTED = [[0, 0, 0], [4, 5, 6], [1, 2, 3], [0, 0, 0], [-0.25, 0, 9], [0.5, -1, 2e-3]]
+WORDS = Vocabulary(["<pad>", "<unk>", "film", "unheard", "déjà", "the"])
+
+
+@pytest.mark.parametrize("header", ["", "5 3\n"])
+@pytest.mark.parametrize("name", ["vectors.txt", "vectors.vec", "vectors.gz"])
+def test_vectors_stand_in_the_rows_of_their_tokens(tmp_path, capfd, monkeypatch, header, name):
+    monkeypatch.setattr("torchtext.vocab.tqdm", functools.partial(tqdm, disable=False))
+    path = tmp_path / name
+    content = (header + VECTORS).encode()
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    vectors = load_vectors(path, WORDS)
+    assert vectors.dtype == torch.float32
+    assert torch.equal(vectors, torch.tensor(EXPECTED))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_reading_vectors_leaves_no_pickle_and_certificates_checked(tmp_path, monkeypatch):
+    """Torchtext's reader writes a pickle and switches the check of certificates off for the whole process."""
+    path = tmp_path / "vectors.txt"
+    path.write_text(VECTORS, "utf-8")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "load", None)
+    load_vectors("vectors.txt", WORDS)
+    path.write_text("damaged", "utf-8")
+    with pytest.raises(ValueError, match=r"vectors\.txt"):
+        load_vectors("vectors.txt", WORDS)
+    assert ssl._create_default_https_context is ssl.create_default_context
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["temporary", "vectors.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no word vectors"),
+        (b"\n\n", "holds no word vectors"),
+        (b"film\n", "holds no word vectors"),
+        (b"film 1 2\n", "holds no word vectors"),
+        (b"5 3\n", "holds no word vectors"),
+        (b"film 1 2 3\nthe 1 2\n", "holds no word vectors.*has 2 dimensions, but"),
+        (b"film 1 2 3\nthe 1 2 3 4\n", "holds no word vectors.*has 4 dimensions, but"),
+        (b"film 1 2 3\n\nthe 1 2 3\n", "holds no word vectors"),
+        (b"film good bad ugly\n", "holds no word vectors.*could not convert"),
+        (bytes(range(256)) * 40, "holds no word vectors"),
+        (gzip.compress(VECTORS.encode()), "holds no word vectors"),
+        (b"film 1 nan 3\n", "holds a number that is not finite"),
+        (b"film 1 inf 3\n", "holds a number that is not finite"),
+        (b"pomme 1 2 3\n", "has a vector for none of the 6 tokens"),
+        (b"<pad> 1 2 3\n", "has a vector for none of the 6 tokens"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vectors.txt", "vectors.gz"])
+def test_a_file_of_anything_else_is_named(tmp_path, capfd, content, reason, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + f" {reason}") as raised:
+        load_vectors(path, WORDS)
+    assert len(str(raised.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("cut", [1, 20, -4])
+def test_a_cut_archive_of_vectors_is_named(tmp_path, cut):
+    path = tmp_path / "vectors.gz"
+    path.write_bytes(gzip.compress(VECTORS.encode())[:cut])
+    with pytest.raises(ValueError, match=re.escape(f"{path} holds no word vectors")):
+        load_vectors(path, WORDS)
+
+
+def test_missing_vectors_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'no.txt'} does not exist")):
+        load_vectors(tmp_path / "no.txt", WORDS)
 
 
 def test_build_orders_by_count_and_then_by_the_alphabet():
@@ -475,6 +290,14 @@ def test_build_orders_by_count_and_then_by_the_alphabet():
 def test_build_keeps_within_its_limits(limits, kept):
     vocabulary = Vocabulary.build([["c", "c", "c", "b", "b", "d", "a"]], **limits)
     assert vocabulary == Vocabulary(["<pad>", "<unk>", *kept])
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdé"))), st.sampled_from([None, 2, 4]), st.integers(1, 3))
+def test_counted_tokens_give_the_vocabulary_of_the_texts(texts, max_size, min_count):
+    counts = dict(Counter(token for tokens in texts for token in tokens))
+    limits = {"max_size": max_size, "min_count": min_count}
+    assert Vocabulary.from_counts(counts, **limits) == Vocabulary.build(texts, **limits)
+    assert counts == Counter(token for tokens in texts for token in tokens)
 
 
 def test_build_does_not_count_the_specials_that_stand_in_a_text():
