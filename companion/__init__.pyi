@@ -56,6 +56,9 @@ from .layers import DecoderLayer as DecoderLayer
 from .layers import Encoder as Encoder
 from .layers import EncoderDecoder as EncoderDecoder
 from .layers import EncoderLayer as EncoderLayer
+from .losses import LossOutput as LossOutput
+from .losses import classification_loss as classification_loss
+from .losses import tagging_loss as tagging_loss
 from .models import Seq2SeqTransformer as Seq2SeqTransformer
 from .models import TextClassifier as TextClassifier
 from .models import TokenClassifier as TokenClassifier
@@ -63,6 +66,7 @@ from .ngrams import NGramClassifier as NGramClassifier
 from .ngrams import NGramConfig as NGramConfig
 from .ngrams import NGrams as NGrams
 from .ngrams import ngram_keys as ngram_keys
+from .optimization import TrainingConfig as TrainingConfig
 from .plotting import plot_attention as plot_attention
 from .plotting import plot_history as plot_history
 from .plotting import plot_lines as plot_lines
@@ -85,9 +89,5 @@ from .text import SentencePieceTokenizer as SentencePieceTokenizer
 from .text import Vocabulary as Vocabulary
 from .text import WordTokenizer as WordTokenizer
 from .text import load_vectors as load_vectors
-from .training import LossOutput as LossOutput
-from .training import TrainingConfig as TrainingConfig
-from .training import classification_loss as classification_loss
 from .training import evaluate as evaluate
-from .training import tagging_loss as tagging_loss
 from .training import train as train

@@ -21,13 +21,16 @@ from torch.utils.data import DataLoader
 from companion import experiments, toy
 from companion.batching import LabelledBatch, labelled_batches
 from companion.corpus import TokenizedCorpus, tokenize_imdb
+from companion.devices import default_device
 from companion.imdb import Review, Split, hold_out, load_imdb
+from companion.losses import classification_loss
 from companion.models import ClassifierConfig, TextClassifier
+from companion.plans import training_plan
 from companion.prediction import Predictor, load_run
 from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
 from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer, load_vectors
-from companion.training import TrainingConfig, classification_loss, default_device, evaluate, train
+from companion.training import TrainingConfig, evaluate, train
 
 Corpus = Literal["imdb", "toy"]
 
@@ -45,7 +48,13 @@ class _TrainClassifier:
     output: Path
     """The run folder to write."""
     resume: bool = False
-    """Go on after the last whole epoch in the run folder."""
+    """Go on after the last checkpoint in the run folder, whatever has stopped the run."""
+    checkpoint_every: int | None = None
+    """Updates between two checkpoints, besides the one after each epoch."""
+    tensorboard: bool = False
+    """Write the figures for TensorBoard too, into tensorboard/ in the run folder."""
+    dry_run: bool = False
+    """Print the model and the plan, and write nothing."""
     max_tokens: int = 8_192
     """Tokens a batch, padding included."""
     tokenizer: Literal["words", "sentencepiece"] = "words"
@@ -188,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; train goes on with --resume, measure as it is", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{str(stop) or 'interrupted'}; train goes on with --resume, measure as it is", file=sys.stderr)
         return 130
     return 0
 
@@ -234,6 +243,12 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
         training.encode(vocabulary), training.labels, max_tokens=command.max_tokens, seed=command.training.seed
     )
     dev_batches = _evaluation_batches(predictor, dev)
+    options = {"output": run.folder, "resume": command.resume, "checkpoint_every": command.checkpoint_every}
+    if command.dry_run:
+        plan = training_plan(model, batches, dev_batches, command.training, **options)
+        if _is_main_process():
+            print(plan)
+        return
     _save_words(predictor, run)
     record = train(
         model,
@@ -241,9 +256,9 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
         command.training,
         loss_fn=classification_loss,
         eval_batches=dev_batches,
-        output=run.folder,
-        resume=command.resume,
+        tensorboard=command.tensorboard,
         data=data,
+        **options,
     )
     if record.test is None:
         record = dataclasses.replace(record, test=_test(predictor), command=_command_line())
@@ -311,9 +326,10 @@ def _save_words(predictor: Predictor, run: RunFolder) -> None:
         words, path, other = predictor.vocabulary, run.vocabulary, run.pieces
     if run.config.exists() and (other.exists() or (path.exists() and type(words).load(path) != words)):
         raise ValueError(f"{run.folder} was started with another vocabulary; name another folder")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    words.save(path)
-    other.unlink(missing_ok=True)
+    if _is_main_process():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        words.save(path)
+        other.unlink(missing_ok=True)
 
 
 def _is_main_process() -> bool:

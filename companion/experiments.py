@@ -15,10 +15,11 @@ import torch
 from companion import toy
 from companion.batching import tagged_batches
 from companion.configs import Positions, TokenClassifierConfig
+from companion.losses import tagging_loss
 from companion.models import TokenClassifier
 from companion.text import Vocabulary
 from companion.toy import TaggedSequence
-from companion.training import TrainingConfig, evaluate, tagging_loss, train
+from companion.training import TrainingConfig, evaluate, train
 
 POSITIONS: tuple[Positions, ...] = ("none", "sinusoidal", "learned", "rotary", "alibi")
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from companion.batching import LengthBucketSampler, pad_batch
+from companion.devices import default_device
 from companion.models import ClassifierConfig, TextClassifier
 from companion.records import read_json
 from companion.runs import RunFolder, load_weights
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer
-from companion.training import default_device
 
 
 class Prediction(NamedTuple):

@@ -1,36 +1,54 @@
 """Run folders: what a training run leaves on disk, and how it comes back.
 
 A run folder holds ``config.json``, ``model.safetensors`` (the best weights so far), ``vocabulary.txt``,
-``checkpoints/`` (the state after the last whole epoch) and, once the run has ended, ``record.json``. Tensors are kept
-in safetensors, all else in JSON and text; each file is written whole or not at all.
+``checkpoints/`` (the state after the last whole epoch, or at an update since) and, once the run has ended,
+``record.json``. Tensors are kept in safetensors, all else in JSON and text; each file is written whole or not at all.
 """
 
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 
-from companion.files import atomic_path
+from companion.files import atomic_path, remove_leftovers
 from companion.records import read_json, write_json
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands after a whole epoch.
+    """Where a run stands after an update.
+
+    Random numbers are seeded anew for each batch, so that none of their state belongs here.
 
     Attributes:
         history: One entry for each epoch that is done.
         wall_seconds: Seconds spent so far, over all resumptions.
+        updates: Updates made so far.
+        batch: Batches done of the epoch after those.
+        epoch_seconds: Seconds spent on them.
+        sums: Their sums of loss, count and metrics: of each, one for every process.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0
+    updates: int = 0
+    batch: int = 0
+    epoch_seconds: float = 0.0
+    sums: dict[str, list[float]] = field(default_factory=dict)
 
     def best_epoch(self) -> int:
         """Return the epoch whose weights are kept.
@@ -42,6 +60,18 @@ class TrainingState:
             return len(self.history)
         devs = [entry["dev"] for entry in self.history]
         return 1 + min(range(len(devs)), key=lambda index: (-devs[index].get("accuracy", 0.0), devs[index]["loss"]))
+
+
+class FullState(NamedTuple):
+    """The tensors of a checkpoint, whole whatever the number of processes.
+
+    Attributes:
+        weights: The model's.
+        optimizer: The optimizer's, such as ``output.weight.exp_avg``.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 class RunFolder:
@@ -92,46 +122,119 @@ class RunFolder:
                     f"{self.folder} was started with other settings ({', '.join(changed)}); "
                     "resume with those of its config.json or name another folder"
                 )
+            self.repair()
             return
         self.check_free()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config, entries)
 
-    def save(self, state: TrainingState, model: nn.Module, optimizer: Optimizer) -> None:
-        """Keep the state after an epoch, and its weights as the best where they are."""
-        if state.best_epoch() == len(state.history):
-            save_weights(model.state_dict(), self.weights)
-        target = self.checkpoints / f"epoch-{len(state.history):04d}"
-        temporary = self.checkpoints / f".{target.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_weights(model.state_dict(), temporary / "model.safetensors")
-        optimizer_state = optimizer.state_dict()["state"]
-        flat = {f"{index}.{name}": tensor for index, one in optimizer_state.items() for name, tensor in one.items()}
-        save_weights(flat, temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", asdict(state))
-        temporary.rename(target)
+    def save(self, state: TrainingState, full: FullState) -> None:
+        """Keep a checkpoint, and its weights as the best where they are; the checkpoint before goes last.
+
+        Killed at any moment, this leaves one whole checkpoint at least, and what `restore` puts right.
+        """
+        self.checkpoints.mkdir(exist_ok=True)
+        within = f"-batch-{state.batch:06d}" if state.batch else ""
+        target = self.checkpoints / f"epoch-{len(state.history):04d}{within}"
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            save_weights(full.weights, temporary / "model.safetensors")
+            save_weights(full.optimizer, temporary / "optimizer.safetensors")
+            write_json(temporary / "state.json", asdict(state))
+        self._keep_best(state, target)
         for old in self.checkpoints.glob("epoch-*"):
             if old != target:
                 shutil.rmtree(old)
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> TrainingState:
-        """Load the last checkpoint into model and optimizer; a fresh state where there is none.
+    def last_checkpoint(self) -> Path | None:
+        """Return the folder of the last checkpoint, ``None`` where there is none."""
+        return max(self.checkpoints.glob("epoch-*"), default=None)
+
+    def restore(self) -> tuple[TrainingState, FullState | None]:
+        """Read the last checkpoint; a fresh state, and no tensors, where there is none.
 
         Raises:
             ValueError: If a file of the checkpoint is damaged.
         """
-        saved = sorted(self.checkpoints.glob("epoch-*"))
-        if not saved:
-            return TrainingState()
-        model.load_state_dict(load_weights(saved[-1] / "model.safetensors"))
-        optimizer_state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in load_weights(saved[-1] / "optimizer.safetensors").items():
-            index, _, name = key.partition(".")
-            optimizer_state.setdefault(int(index), {})[name] = tensor
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
-        return TrainingState(**read_json(saved[-1] / "state.json"))
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None:
+            return TrainingState(), None
+        weights, optimizer = (load_weights(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer"))
+        return _read_state(checkpoint), FullState(weights, optimizer)
+
+    def repair(self) -> None:
+        """Put right what a writer that was killed has left: temporary files, and best weights of before its checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint is damaged.
+        """
+        remove_leftovers(self.folder)
+        remove_leftovers(self.checkpoints)
+        checkpoint = self.last_checkpoint()
+        if checkpoint is not None:
+            self._keep_best(_read_state(checkpoint), checkpoint)
+
+    def _keep_best(self, state: TrainingState, checkpoint: Path) -> None:
+        if not state.batch and state.best_epoch() == len(state.history):
+            with atomic_path(self.weights) as temporary:
+                shutil.copyfile(checkpoint / "model.safetensors", temporary)
+
+
+def _read_state(checkpoint: Path) -> TrainingState:
+    path = checkpoint / "state.json"
+    try:
+        return TrainingState(**read_json(path))
+    except TypeError as error:
+        raise ValueError(f"{path} is not the state of a run ({error})") from error
+
+
+def gather_state(model: nn.Module, optimizer: Optimizer) -> FullState:
+    """Gather the state of model and optimizer on the CPU; every process takes part, the first one gets it.
+
+    Args:
+        model: A model, plain or as wrapped by DDP or FSDP.
+        optimizer: Its optimizer, after an update at least.
+
+    Returns:
+        The tensors, by the names of the parameters in the plain model.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, state = cast(Any, get_state_dict(model, optimizer, options=options))
+    tensors = {
+        f"{parameter}.{name}": tensor
+        for parameter, moments in state.get("state", {}).items()
+        for name, tensor in moments.items()
+    }
+    return FullState(weights, tensors)
+
+
+def spread_state(full: FullState, model: nn.Module, optimizer: Optimizer) -> None:
+    """Load what `gather_state` gave into model and optimizer; every process takes part, and has it.
+
+    Raises:
+        ValueError: If it is the state of another optimizer.
+    """
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer)
+    moments: dict[str, Any] = {}
+    for key, tensor in full.optimizer.items():
+        parameter, _, name = key.rpartition(".")
+        moments.setdefault(parameter, {})[name] = tensor
+    if moments.keys() != state["state"].keys():
+        raise ValueError("the checkpoint holds the optimizer's state of another model; train the run again")
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, {**state, "state": moments}, options=options)
+    spread_weights(full.weights, model)  # last: PyTorch makes an update of size 0 to have an optimizer's state
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the whole weights of a model, as `gather_state` names them, to the CPU of every process."""
+    weights: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+
+def spread_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """Load whole weights into a model, plain or as wrapped by DDP or FSDP."""
+    set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True))
 
 
 def save_weights(tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -30,9 +30,16 @@ ORDER = (
     "models",
     "article",
     "ngrams",
+    "losses",
+    "progress",
+    "devices",
+    "optimization",
     "records",
     "runs",
+    "interruption",
+    "loop",
     "training",
+    "plans",
     "prediction",
     "baselines",
     "experiments",
@@ -40,7 +47,7 @@ ORDER = (
     "plotting",
 )
 OUTSIDE_THE_ORDER = ("exercises", "cli", "__main__", "__init__")
-ONLY_IMPORTER = {"torchtext": "text", "accelerate": "training", "sklearn": "baselines"}
+ONLY_IMPORTER = {"torchtext": "text", "accelerate": "devices", "sklearn": "baselines"}
 PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")
 
 
@@ -205,7 +212,7 @@ def test_library_problems_sees_a_second_importer(module, source):
 
 def test_library_problems_allows_the_only_importer():
     assert library_problems("text", "from torchtext.vocab import Vocab") == []
-    assert library_problems("training", "def f():\n    from accelerate import Accelerator") == []
+    assert library_problems("devices", "def f():\n    from accelerate import Accelerator") == []
 
 
 @pytest.mark.parametrize(

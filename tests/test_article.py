@@ -15,7 +15,7 @@ from companion.batching import labelled_batches
 from companion.layers import EncoderLayer
 from companion.positions import sinusoidal_encoding
 from companion.text import Vocabulary
-from companion.training import TrainingConfig, classification_loss, evaluate, train
+from companion.training import TrainingConfig, evaluate, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,12 +8,13 @@ import torch
 
 from companion import toy
 from companion.batching import labelled_batches
+from companion.losses import classification_loss
 from companion.models import ClassifierConfig, TextClassifier
 from companion.prediction import Prediction, Predictor, load_run
 from companion.records import write_json
 from companion.runs import RunFolder, load_weights, save_weights
 from companion.text import SentencePieceTokenizer, Vocabulary
-from companion.training import TrainingConfig, classification_loss, train
+from companion.training import TrainingConfig, train
 
 VOCABULARY = Vocabulary(["<pad>", "<unk>", "good", "bad", "film", "not", "."])
 CONFIG = ClassifierConfig(

@@ -6,7 +6,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from companion.runs import RunFolder, TrainingState, load_weights, save_weights
+from companion.runs import (
+    RunFolder,
+    TrainingState,
+    gather_state,
+    load_weights,
+    save_weights,
+    spread_state,
+)
 
 ENTRIES = {"model": {"d_model": 8}, "training": {"epochs": 3, "seed": 0}, "data": {}}
 
@@ -113,12 +120,14 @@ def test_another_config_is_refused_and_its_fields_are_named(tmp_path, changed, n
 def test_a_checkpoint_restores_model_optimizer_and_state(tmp_path):
     run = RunFolder(tmp_path)
     model, optimizer = trained()
-    run.save(state_with(0.5, 0.25), model, optimizer)
+    run.save(state_with(0.5, 0.25), gather_state(model, optimizer))
 
     other = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     decayed, others = [other[0].weight], [other[0].bias, *other[1].parameters()]
     fresh = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.1)
-    assert run.restore(other, fresh) == state_with(0.5, 0.25)
+    state, full = run.restore()
+    assert state == state_with(0.5, 0.25)
+    spread_state(full, other, fresh)
     assert_equal(other.state_dict(), model.state_dict())
     for index, tensors in optimizer.state_dict()["state"].items():
         assert_equal(fresh.state_dict()["state"][index], tensors)
@@ -129,33 +138,30 @@ def test_a_checkpoint_restores_model_optimizer_and_state(tmp_path):
 
 
 def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
-    model, optimizer = trained()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert RunFolder(tmp_path).restore(model, optimizer) == TrainingState([], 0.0)
-    assert_equal(model.state_dict(), before)
+    run = RunFolder(tmp_path)
+    assert run.restore() == (TrainingState(history=[], wall_seconds=0.0, updates=0, batch=0), None)
+    assert run.last_checkpoint() is None
 
 
 def test_the_best_weights_stay_while_the_checkpoint_moves_on(tmp_path):
     run = RunFolder(tmp_path)
     model, optimizer = trained()
-    run.save(state_with(0.5), model, optimizer)
+    run.save(state_with(0.5), gather_state(model, optimizer))
     best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     update(model, optimizer)
-    run.save(state_with(0.5, 0.75), model, optimizer)
+    run.save(state_with(0.5, 0.75), gather_state(model, optimizer))
     assert_equal(load_file(run.weights), best)
     assert_equal(load_file(run.checkpoints / "epoch-0002" / "model.safetensors"), model.state_dict())
     update(model, optimizer)
-    run.save(state_with(0.5, 0.75, 0.25), model, optimizer)
+    run.save(state_with(0.5, 0.75, 0.25), gather_state(model, optimizer))
     assert_equal(load_file(run.weights), model.state_dict())
 
 
 def test_only_the_last_checkpoint_is_kept_in_files_that_need_no_unpickling(tmp_path):
     run = RunFolder(tmp_path)
     model, optimizer = trained()
-    (run.checkpoints / ".epoch-0002.tmp").mkdir(parents=True)
-    (run.checkpoints / ".epoch-0002.tmp" / "half-written").touch()
-    run.save(state_with(0.5), model, optimizer)
-    run.save(state_with(0.5, 0.25), model, optimizer)
+    run.save(state_with(0.5), gather_state(model, optimizer))
+    run.save(state_with(0.5, 0.25), gather_state(model, optimizer))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
         "checkpoints/epoch-0002/model.safetensors",
         "checkpoints/epoch-0002/optimizer.safetensors",
@@ -168,26 +174,26 @@ def test_only_the_last_checkpoint_is_kept_in_files_that_need_no_unpickling(tmp_p
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     model, optimizer = trained()
-    run.save(state_with(0.5), model, optimizer)
+    run.save(state_with(0.5), gather_state(model, optimizer))
 
     def full(*args):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("companion.runs.write_json", full)
     with pytest.raises(OSError, match="No space"):
-        run.save(state_with(0.5, 0.75), model, optimizer)
-    assert run.restore(model, optimizer) == state_with(0.5)
+        run.save(state_with(0.5, 0.75), gather_state(model, optimizer))
+    assert run.restore()[0] == state_with(0.5)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named(tmp_path, name):
     run = RunFolder(tmp_path)
     model, optimizer = trained()
-    run.save(state_with(0.5), model, optimizer)
+    run.save(state_with(0.5), gather_state(model, optimizer))
     path = run.checkpoints / "epoch-0001" / name
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        run.restore(model, optimizer)
+        run.restore()
 
 
 def test_weights_come_back_bit_by_bit(tmp_path):

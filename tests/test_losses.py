@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from companion.batching import LabelledBatch
+from companion.losses import LossOutput, LossSums, classification_loss, tagging_loss
+
+
+def test_classification_loss_is_the_summed_cross_entropy():
+    logits = torch.tensor([2.0, -1.0, 0.5])
+    batch = LabelledBatch(torch.tensor([[4, 5], [6, 0], [7, 8]]), torch.tensor([1.0, 0.0, 0.0]))
+    model = nn.Module()
+    model.forward = lambda input_ids: logits
+    loss, count, metrics = classification_loss(model, batch)
+    expected = sum(
+        math.log1p(math.exp(-z)) if y else math.log1p(math.exp(z)) for z, y in ((2.0, 1), (-1.0, 0), (0.5, 0))
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert count == 3
+    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 2, "tokens": 5}
+
+
+def test_tagging_loss_is_the_summed_cross_entropy_of_the_labelled_tokens():
+    logits = torch.tensor([[[0.5, 2.0, -1.0], [0.0, 0.0, 3.0]], [[1.0, 1.0, 1.0], [9.0, 0.0, 0.0]]])
+    batch = LabelledBatch(torch.tensor([[4, 5], [6, 0]]), torch.tensor([[1, 1], [2, 0]]))
+    model = nn.Module()
+    model.forward = lambda input_ids: logits
+    loss, count, metrics = tagging_loss(model, batch)
+    rows = (((0.5, 2.0, -1.0), 1), ((0.0, 0.0, 3.0), 1), ((1.0, 1.0, 1.0), 2))
+    expected = sum(math.log(sum(math.exp(z) for z in row)) - row[label] for row, label in rows)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert count == 3
+    # Of the labelled tokens the first is right; the padding, whose largest logit is that of label 0, does not count.
+    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 1, "tokens": 3}
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6, width=32), st.integers(1, 500), st.integers(0, 500)), min_size=1))
+def test_means_are_over_the_examples_of_all_batches(batches):
+    sums = LossSums()
+    for loss_sum, count, tokens in batches:
+        sums.add(LossOutput(torch.tensor(loss_sum), count, {"accuracy": torch.tensor(1), "tokens": tokens}))
+    means, tokens = sums.means()
+    examples = sum(count for _, count, _ in batches)
+    expected = {"loss": math.fsum(loss for loss, _, _ in batches) / examples, "accuracy": len(batches) / examples}
+    assert means == pytest.approx(expected, rel=1e-12)
+    assert tokens == sum(tokens for *_, tokens in batches)
+
+
+def test_sums_go_on_where_others_stopped_to_the_last_bit():
+    batches = [LossOutput(torch.rand(()) / 3, n, {"exact": torch.rand(())}) for n in range(1, 40)]
+    whole, first = LossSums(), LossSums()
+    for loss in batches:
+        whole.add(loss)
+    for loss in batches[:17]:
+        first.add(loss)
+    second = LossSums(first.sums)
+    for loss in batches[17:]:
+        second.add(loss)
+    assert second.sums == whole.sums
+    assert first.sums["count"] == 17 * 18 / 2
+    assert whole.sums["loss"].dtype == torch.float64
