@@ -3,8 +3,8 @@
 Text flows downwards through its files: ``imdb``, ``text``, ``corpus``, ``toy``, ``batching``, ``cache``,
 ``attention``, ``positions``, ``feed_forward``, ``layers``, ``decoding``, ``configs``, ``models``, ``article``,
 ``ngrams``, ``losses``, ``progress``, ``devices``, ``optimization``, ``records``, ``runs``, ``interruption``, ``loop``,
-``training``, ``plans``, ``prediction``, ``baselines``, ``experiments``, ``results``, ``plotting``; ``exercises`` and
-``cli`` use them. The public names below are loaded when they are first used.
+``training``, ``plans``, ``prediction``, ``baselines``, ``comparison``, ``experiments``, ``results``, ``plotting``;
+``exercises`` and ``cli`` use them. The public names below are loaded when they are first used.
 """
 
 import lazy_loader

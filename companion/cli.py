@@ -16,26 +16,22 @@ from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
-from torch.utils.data import DataLoader
 
-from companion import experiments, toy
-from companion.batching import LabelledBatch, labelled_batches
+from companion import comparison, experiments, toy
+from companion.batching import labelled_batches
 from companion.corpus import TokenizedCorpus, tokenize_imdb
 from companion.devices import default_device
 from companion.imdb import Review, Split, hold_out, load_imdb
 from companion.losses import classification_loss
 from companion.models import ClassifierConfig, TextClassifier
 from companion.plans import training_plan
-from companion.prediction import Predictor, load_run
+from companion.prediction import Predictor, evaluation_batches, load_run
 from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
 from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer, load_vectors
 from companion.training import TrainingConfig, evaluate, train
 
 Corpus = Literal["imdb", "toy"]
-
-EVALUATION_TOKENS = 16_384
-"""Tokens a batch where no gradients are kept."""
 
 TOY_SIZE, TOY_TEST_SIZE = 7_000, 1_000
 """Reviews that the grammar writes for ``train toy``, no two alike, and how many of them are the test split."""
@@ -145,14 +141,12 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class MeasurePositions:
     """Train small models on tasks that need order and on one that does not, with each kind of positions.
 
     Runs that are finished in the folder are not repeated, and one that is not goes on.
     """
 
-    what: tyro.conf.Positional[Literal["positions"]]
-    """What to measure."""
     output: Path
     """The folder to write: the runs, and record.json."""
     seeds: int = 3
@@ -172,6 +166,38 @@ class Measure:
         )
         measurement.save(self.output / "record.json")
         print(f"{self.output / 'record.json'}: {len(rows)} rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureIMDB:
+    """Train each row of the results table, from the article's model to the best one, and the baselines.
+
+    Runs that are finished in the folder are not repeated, and one that is not goes on.
+    """
+
+    output: Path
+    """The folder to write: a run folder for each row and seed, and test.safetensors, the logits of the test split."""
+    rows: tuple[str, ...] = ()
+    """The rows to train; without any, all of them."""
+
+    def run(self) -> None:
+        """Train, measure, write the records."""
+        comparison.run_rows(self.rows, self.output, command=_command_line(), report=print)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Train what the book draws from records."""
+
+    what: Annotated[
+        Annotated[MeasurePositions, tyro.conf.subcommand("positions")]
+        | Annotated[MeasureIMDB, tyro.conf.subcommand("imdb")],
+        tyro.conf.arg(name=""),
+    ]
+
+    def run(self) -> None:
+        """Measure what was chosen."""
+        self.what.run()
 
 
 Command = (
@@ -242,7 +268,7 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
     batches = labelled_batches(
         training.encode(vocabulary), training.labels, max_tokens=command.max_tokens, seed=command.training.seed
     )
-    dev_batches = _evaluation_batches(predictor, dev)
+    dev_batches = evaluation_batches(predictor, dev)
     options = {"output": run.folder, "resume": command.resume, "checkpoint_every": command.checkpoint_every}
     if command.dry_run:
         plan = training_plan(model, batches, dev_batches, command.training, **options)
@@ -277,7 +303,7 @@ def _figures(split: str, metrics: dict[str, float] | None) -> str:
 
 def _test(predictor: Predictor) -> dict[str, float]:
     tokenized = _tokenized(predictor.config["data"]["corpus"], "test", predictor.tokenizer)
-    return evaluate(predictor.model, _evaluation_batches(predictor, tokenized), loss_fn=classification_loss)
+    return evaluate(predictor.model, evaluation_batches(predictor, tokenized), loss_fn=classification_loss)
 
 
 def _tokenizer(command: _TrainClassifier, corpus: Corpus) -> Tokenizer:
@@ -311,11 +337,6 @@ def _tokenized(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> TokenizedC
 def _toy_reviews(split: Split) -> list[Review]:
     reviews = toy.reviews(TOY_SIZE, seed=0)
     return reviews[:-TOY_TEST_SIZE] if split == "train" else reviews[-TOY_TEST_SIZE:]
-
-
-def _evaluation_batches(predictor: Predictor, reviews: TokenizedCorpus) -> DataLoader[LabelledBatch]:
-    ids = reviews.truncate(predictor.model.config.max_length).encode(predictor.vocabulary)
-    return labelled_batches(ids, reviews.labels, max_tokens=EVALUATION_TOKENS, shuffle=False)
 
 
 def _save_words(predictor: Predictor, run: RunFolder) -> None:

@@ -70,7 +70,7 @@ class NGrams(NamedTuple):
     def build(
         cls,
         sequences: Sequence[Sequence[int]],
-        labels: Sequence[int],
+        labels: Sequence[int | None],
         *,
         vocab_size: int,
         max_n: int,
@@ -185,9 +185,8 @@ class NGramClassifier(TextClassifier):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         rows = self.lookup(input_ids)
-        if self.training and self.config.word_dropout > 0:
-            rows = rows * (torch.rand(rows.shape, device=rows.device) >= self.config.word_dropout)
-        return (self.embedding(rows) * self.scales[rows].unsqueeze(-1)).sum(dim=-2)
+        scales = nn.functional.dropout(self.scales[rows], self.config.word_dropout, self.training)
+        return (self.embedding(rows) * scales.unsqueeze(-1)).sum(dim=-2)
 
 
 def _document_counts(

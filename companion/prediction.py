@@ -5,13 +5,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from companion.batching import LengthBucketSampler, pad_batch
+from companion.article import ArticleClassifier, ArticleConfig
+from companion.batching import LabelledBatch, LengthBucketSampler, labelled_batches, pad_batch
+from companion.configs import ClassifierConfig
+from companion.corpus import TokenizedCorpus
 from companion.devices import default_device
-from companion.models import ClassifierConfig, TextClassifier
+from companion.models import TextClassifier
+from companion.ngrams import NGramClassifier, NGramConfig
 from companion.records import read_json
 from companion.runs import RunFolder, load_weights
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer
+
+Classifier = TextClassifier | ArticleClassifier
+
+EVALUATION_TOKENS = 16_384
+"""Tokens a batch where no gradients are kept."""
+
+_CLASSIFIERS: dict[str, tuple[Any, Any]] = {
+    "TextClassifier": (TextClassifier, ClassifierConfig),
+    "ArticleClassifier": (ArticleClassifier, ArticleConfig),
+    "NGramClassifier": (NGramClassifier, NGramConfig),
+}
 
 
 class Prediction(NamedTuple):
@@ -54,7 +72,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: TextClassifier,
+        model: Classifier,
         vocabulary: Vocabulary,
         config: dict[str, Any],
         tokenizer: Tokenizer | None = None,
@@ -88,21 +106,45 @@ class Predictor:
             ValueError: If a text holds no words.
             TypeError: If ``texts`` is a single string.
         """
+        probabilities = self.logits(texts).sigmoid().tolist()
+        return [Prediction("positive", p) if p > 0.5 else Prediction("negative", 1 - p) for p in probabilities]
+
+    def logits(self, texts: Sequence[str]) -> Float[Tensor, "texts"]:
+        """Compute the logit of the positive class of each text, as `predict` takes it.
+
+        Args:
+            texts: As in `predict`.
+
+        Returns:
+            The logits, ``(texts,)``, on the CPU.
+
+        Raises:
+            ValueError: As `predict`.
+            TypeError: As `predict`.
+        """
         if isinstance(texts, str):
             raise TypeError("texts is a single string; give a list of texts")
         ids = [self.encode(text) for text in texts]
         for number, (text, encoded) in enumerate(zip(texts, ids, strict=True), start=1):
             if not encoded:
                 raise ValueError(f"text {number} holds no words: {text[:40]!r}")
+        logits = torch.empty(len(ids))
         if not ids:
-            return []
-        probabilities = torch.empty(len(ids))
-        sampler = LengthBucketSampler([len(encoded) for encoded in ids], 16_384, shuffle=False, rank=0, world_size=1)
+            return logits
+        sampler = LengthBucketSampler(
+            [len(encoded) for encoded in ids], EVALUATION_TOKENS, shuffle=False, rank=0, world_size=1
+        )
         with torch.inference_mode():
             for batch in sampler:
                 input_ids = pad_batch([ids[index] for index in batch]).to(self._device)
-                probabilities[batch] = self.model(input_ids).sigmoid().cpu()
-        return [Prediction("positive", p) if p > 0.5 else Prediction("negative", 1 - p) for p in probabilities.tolist()]
+                logits[batch] = self.model(input_ids).float().cpu()
+        return logits
+
+
+def evaluation_batches(predictor: Predictor, corpus: TokenizedCorpus) -> DataLoader[LabelledBatch]:
+    """Batch a labelled corpus for `evaluate`, cut to the model's ``max_length``; each review comes once."""
+    ids = corpus.truncate(predictor.model.config.max_length).encode(predictor.vocabulary)
+    return labelled_batches(ids, corpus.labels, max_tokens=EVALUATION_TOKENS, shuffle=False)
 
 
 def load_run(folder: str | os.PathLike[str]) -> Predictor:
@@ -134,7 +176,9 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
             raise FileNotFoundError(f"{path} does not exist; name the folder of a trained run")
     entries = read_json(run.config)
     try:
-        model = TextClassifier(ClassifierConfig(**entries["model"]))
+        shape = dict(entries["model"])
+        classifier, config = _CLASSIFIERS[shape.pop("kind")]
+        model = classifier(config(**shape))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{run.config} does not describe a classifier ({type(error).__name__}: {error})") from error
     try:

@@ -81,9 +81,8 @@ def train(
     run = None if output is None else RunFolder(output)
     precision = resolve_precision(config, model, output if resume else None)
     accelerator = make_accelerator(precision, tracked=run.folder if run is not None and tensorboard else None)
-    model_config = getattr(model, "config", None)
     entries = {
-        "model": asdict(model_config) if is_dataclass(model_config) else {},  # type: ignore[arg-type]
+        "model": _describe(model),
         "training": {**asdict(config), "mixed_precision": precision},
         "data": dict(data or {}),
     }
@@ -198,6 +197,11 @@ def _check_options(output: object, checkpoint_every: int | None, tensorboard: bo
             raise ValueError(f"{option}={given} needs an output folder")
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("TensorBoard's files need a package that is missing here; pip install tensorboard")
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    return {"kind": type(model).__name__, **(asdict(config) if is_dataclass(config) else {})}  # type: ignore[arg-type]
 
 
 def resolve_precision(

@@ -42,6 +42,7 @@ ORDER = (
     "plans",
     "prediction",
     "baselines",
+    "comparison",
     "experiments",
     "results",
     "plotting",

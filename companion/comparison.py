@@ -1,0 +1,276 @@
+"""The comparison on IMDB: what is trained for each row of the results table, and the record of it.
+
+All rows train on the same part of the official training split, are chosen on the same dev split, held out of it with
+its films apart, and are measured on the official test split once.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from companion.article import ArticleClassifier, ArticleConfig
+from companion.baselines import NBSVM, TfidfLogisticRegression, Tokenizer, run_baseline
+from companion.batching import labelled_batches
+from companion.configs import ClassifierConfig
+from companion.corpus import TokenizedCorpus
+from companion.imdb import Review, hold_out, load_imdb
+from companion.losses import classification_loss
+from companion.models import TextClassifier
+from companion.ngrams import NGramClassifier, NGramConfig, NGrams
+from companion.optimization import TrainingConfig
+from companion.prediction import Classifier, Predictor, evaluation_batches, load_run
+from companion.records import TrainingRecord
+from companion.runs import RunFolder, save_weights
+from companion.text import WordTokenizer
+from companion.training import evaluate, train
+
+MIN_COUNT = 4
+"""In how many training reviews an n-gram must be for `NGramClassifier`."""
+
+NEGATIONS = frozenset({"no", "not", "never", "nothing", "nobody", "none", "neither", "nor", "cannot", "without", "t"})
+"""Tokens that negate; ``t`` is what the tokenizer leaves of ``n't``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: Its name; that of its records has the seed behind it.
+        model: The shape of the model; ``vocab_size`` is the most that the vocabulary may hold.
+        training: How to train it.
+        max_tokens: Tokens a batch, padding included.
+        seeds: How often it is trained.
+        share: The share of the training reviews that it sees.
+    """
+
+    name: str
+    model: ClassifierConfig | ArticleConfig
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    max_tokens: int = 8_192
+    seeds: int = 1
+    share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineRow:
+    """A row of a baseline.
+
+    Attributes:
+        name: Its name.
+        baseline: What to fit.
+        tokenizer: As in `run_baseline`.
+        share: The share of the training reviews that it sees.
+    """
+
+    name: str
+    baseline: NBSVM | TfidfLogisticRegression
+    tokenizer: Tokenizer = "basic_english"
+    share: float = 1.0
+
+
+BASE = ClassifierConfig(vocab_size=10_000, word_dropout=0.3)
+"""The shape of the base row: the article's vocabulary, width and heads."""
+
+BEST = NGramConfig(vocab_size=30_000, d_model=32, word_dropout=0.75)
+"""The shape of the best row: n-grams of up to three tokens, weighted as naive Bayes weights them."""
+
+BEST_TRAINING = TrainingConfig(epochs=4, learning_rate=4e-3)
+
+_PIECES = ("mask", "positions", "residual_norm", "feed_forward")
+_TENTH = TrainingConfig(epochs=10)
+_HUNDREDTH = TrainingConfig(epochs=40)
+
+ROWS: tuple[Row | BaselineRow, ...] = (
+    *(
+        Row(
+            name=f"article-{_PIECES[count - 1].replace('_', '-')}" if count else "article",
+            model=ArticleConfig(**dict.fromkeys(_PIECES[:count], True)),
+        )
+        for count in range(len(_PIECES) + 1)
+    ),
+    Row(name="base", model=BASE, seeds=3),
+    Row(name="base-fp32", model=BASE, training=TrainingConfig(mixed_precision="fp32")),
+    Row(name="base-bf16", model=BASE, training=TrainingConfig(mixed_precision="bf16")),
+    Row(name="base-10-percent", model=BASE, training=_TENTH, share=0.1),
+    Row(name="base-1-percent", model=BASE, training=_HUNDREDTH, share=0.01),
+    Row(name="best", model=BEST, training=BEST_TRAINING, max_tokens=16_384, seeds=3),
+    BaselineRow(name="nbsvm-unigrams", baseline=NBSVM(max_n=1)),
+    BaselineRow(name="nbsvm-unigrams-spaces", baseline=NBSVM(max_n=1), tokenizer="spaces"),
+    BaselineRow(name="nbsvm-bigrams", baseline=NBSVM(max_n=2)),
+    BaselineRow(name="nbsvm-bigrams-10-percent", baseline=NBSVM(max_n=2), share=0.1),
+    BaselineRow(name="nbsvm-bigrams-1-percent", baseline=NBSVM(max_n=2), share=0.01),
+    BaselineRow(name="nbsvm-trigrams", baseline=NBSVM(max_n=3)),
+    BaselineRow(name="tfidf-unigrams", baseline=TfidfLogisticRegression(max_n=1)),
+    BaselineRow(name="tfidf-bigrams", baseline=TfidfLogisticRegression(max_n=2)),
+)
+
+
+class Splits:
+    """The three splits of a corpus, as reviews and as tokens.
+
+    Args:
+        training: Reviews to train on.
+        dev: Those to choose by.
+        test: Those to report.
+        share: The share of the training reviews to keep, drawn at random; a smaller one is part of a larger one.
+
+    Raises:
+        ValueError: If ``share`` is not in (0, 1].
+    """
+
+    def __init__(
+        self, training: Sequence[Review], dev: Sequence[Review], test: Sequence[Review], *, share: float = 1.0
+    ) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share}; choose 0 < share <= 1")
+        generator = torch.Generator().manual_seed(0)
+        kept = torch.randperm(len(training), generator=generator)[: round(share * len(training))].sort().values
+        self.training, self.dev, self.test = [training[index] for index in kept.tolist()], list(dev), list(test)
+        tokenizer = WordTokenizer()
+        self.training_tokens, self.dev_tokens, self.test_tokens = (
+            TokenizedCorpus.build(reviews, tokenizer) for reviews in (self.training, self.dev, self.test)
+        )
+
+
+def run_row(
+    row: Row | BaselineRow,
+    splits: Splits,
+    output: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    corpus: str = "imdb",
+    command: str = "companion.comparison.run_row",
+) -> TrainingRecord:
+    """Train what a row asks for, measure it, and write its record; what is finished in ``output`` is not repeated.
+
+    Args:
+        row: The row.
+        splits: What to train and measure on, of the row's share.
+        output: The run folder.
+        seed: That of the weights, the batches and the dropout.
+        corpus: The name of the corpus, noted in the record.
+        command: What was run, noted in the record.
+
+    Returns:
+        The record, also in ``output``.
+    """
+    run = RunFolder(output)
+    if run.record.exists() and (record := TrainingRecord.load(run.record)).test is not None:
+        return record
+    if isinstance(row, BaselineRow):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        record = run_baseline(
+            row.baseline,
+            splits.training,
+            splits.dev,
+            splits.test,
+            tokenizer=row.tokenizer,
+            data={"corpus": corpus, "share": row.share},
+        )
+    else:
+        record = _train_row(row, splits, run, seed, corpus)
+    record = dataclasses.replace(record, command=command)
+    record.save(run.record)
+    return record
+
+
+def _train_row(row: Row, splits: Splits, run: RunFolder, seed: int, corpus: str) -> TrainingRecord:
+    training = splits.training_tokens.truncate(row.model.max_length)
+    vocabulary = training.build_vocabulary(max_size=row.model.vocab_size)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(run.vocabulary)
+    ids = training.encode(vocabulary)
+    torch.manual_seed(seed)
+    model = _make_model(dataclasses.replace(row.model, vocab_size=len(vocabulary)), ids, training.labels)
+    data = {"corpus": corpus, "max_tokens": row.max_tokens, "tokenizer": "words", "vectors": None, "share": row.share}
+    predictor = Predictor(model, vocabulary, {"data": data})
+    record = train(
+        model,
+        labelled_batches(ids, training.labels, max_tokens=row.max_tokens, seed=seed),
+        dataclasses.replace(row.training, seed=seed),
+        loss_fn=classification_loss,
+        eval_batches=evaluation_batches(predictor, splits.dev_tokens),
+        output=run.folder,
+        resume=True,
+        data=data,
+    )
+    test = evaluate(model, evaluation_batches(predictor, splits.test_tokens), loss_fn=classification_loss)
+    return dataclasses.replace(record, test=test)
+
+
+def _make_model(
+    config: ClassifierConfig | ArticleConfig, ids: Sequence[Sequence[int]], labels: Sequence[int | None]
+) -> Classifier:
+    if isinstance(config, ArticleConfig):
+        return ArticleClassifier(config)
+    if not isinstance(config, NGramConfig):
+        return TextClassifier(config)
+    table = NGrams.build(ids, labels, vocab_size=config.vocab_size, max_n=config.max_n, min_count=MIN_COUNT)
+    return NGramClassifier(dataclasses.replace(config, num_ngrams=len(table.keys)), table)
+
+
+def test_outputs(runs: Mapping[str, str | os.PathLike[str]], test: Sequence[Review]) -> dict[str, Tensor]:
+    """Collect what trained models say of each review of the test split, for the curves that a mean cannot give.
+
+    Args:
+        runs: Run folders, by the name to give each.
+        test: The reviews.
+
+    Returns:
+        Of each review the ``label`` (uint8), the number of ``tokens`` and of ``negations`` among them (int16), and
+        under each name of ``runs`` the logit (float32).
+    """
+    tokenize = WordTokenizer()
+    tokens = [tokenize(review.text) for review in test]
+    outputs = {
+        "label": torch.tensor([review.label for review in test], dtype=torch.uint8),
+        "tokens": torch.tensor([len(words) for words in tokens], dtype=torch.int16),
+        "negations": torch.tensor([sum(word in NEGATIONS for word in words) for words in tokens], dtype=torch.int16),
+    }
+    texts = [review.text for review in test]
+    return {**outputs, **{name: load_run(folder).logits(texts) for name, folder in runs.items()}}
+
+
+def run_rows(
+    names: Sequence[str],
+    output: str | os.PathLike[str],
+    *,
+    command: str,
+    report: Callable[[str], None],
+) -> None:
+    """Run rows on IMDB, each seed in a folder of its own, then collect what the models say of the test split.
+
+    Args:
+        names: Names of rows; none stands for all.
+        output: The folder for the run folders.
+        command: What was run, noted in the records.
+        report: Called with a line for each record.
+
+    Raises:
+        ValueError: If there is no row of a name.
+    """
+    known = {row.name: row for row in ROWS}
+    unknown = sorted(set(names) - known.keys())
+    if unknown:
+        raise ValueError(f"there is no row {unknown[0]!r}; choose of {', '.join(known)}")
+    rows = [row for row in ROWS if not names or row.name in names]
+    training, dev = hold_out(load_imdb("train"))
+    test = load_imdb("test")
+    for share, of_share in groupby(sorted(rows, key=lambda row: -row.share), key=lambda row: row.share):
+        splits = Splits(training, dev, test, share=share)
+        for row in of_share:
+            for seed in range(row.seeds if isinstance(row, Row) else 1):
+                run = Path(output, f"{row.name}-{seed}")
+                record = run_row(row, splits, run, seed=seed, command=command)
+                figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
+                report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
+    runs = {name: Path(output, f"{name}-0") for name in ("base", "best")}
+    if all((run / "record.json").exists() for run in runs.values()):
+        save_weights(test_outputs(runs, test), Path(output, "test.safetensors"))
