@@ -13,6 +13,7 @@ from companion import toy
 from companion.article import ArticleClassifier, ArticleConfig
 from companion.batching import labelled_batches
 from companion.layers import EncoderLayer
+from companion.losses import classification_loss
 from companion.positions import sinusoidal_encoding
 from companion.text import Vocabulary
 from companion.training import TrainingConfig, evaluate, train

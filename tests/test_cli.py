@@ -331,7 +331,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, run, monkeypatch, 
         calls.append(model.training)
         if calls.count(True) == 150:  # in the second epoch of about 100 batches
             raise KeyboardInterrupt
-        return companion.training.classification_loss(model, batch)
+        return companion.losses.classification_loss(model, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(companion.cli, "classification_loss", interrupted)
