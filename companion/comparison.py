@@ -78,10 +78,11 @@ class BaselineRow:
 BASE = ClassifierConfig(vocab_size=10_000, word_dropout=0.3)
 """The shape of the base row: the article's vocabulary, width and heads."""
 
-BEST = NGramConfig(vocab_size=30_000, d_model=32, word_dropout=0.75)
-"""The shape of the best row: n-grams of up to three tokens, weighted as naive Bayes weights them."""
+BEST = NGramConfig(vocab_size=30_000, d_model=32, num_layers=0, positions="none", word_dropout=0.3)
+"""The shape of the best row: the mean of the n-grams' vectors, weighted as naive Bayes weights n-grams."""
 
-BEST_TRAINING = TrainingConfig(epochs=4, learning_rate=4e-3)
+BEST_TRAINING = TrainingConfig(epochs=5, learning_rate=4e-3)
+"""How the best row is trained."""
 
 _PIECES = ("mask", "positions", "residual_norm", "feed_forward")
 _TENTH = TrainingConfig(epochs=10)
@@ -100,7 +101,21 @@ ROWS: tuple[Row | BaselineRow, ...] = (
     Row(name="base-bf16", model=BASE, training=TrainingConfig(mixed_precision="bf16")),
     Row(name="base-10-percent", model=BASE, training=_TENTH, share=0.1),
     Row(name="base-1-percent", model=BASE, training=_HUNDREDTH, share=0.01),
+    Row(name="base-bag", model=dataclasses.replace(BASE, num_layers=0, positions="none")),
     Row(name="best", model=BEST, training=BEST_TRAINING, max_tokens=16_384, seeds=3),
+    Row(name="best-bigrams", model=dataclasses.replace(BEST, max_n=2), training=BEST_TRAINING, max_tokens=16_384),
+    Row(
+        name="best-unweighted",
+        model=dataclasses.replace(BEST, weighted=False),
+        training=BEST_TRAINING,
+        max_tokens=16_384,
+    ),
+    Row(
+        name="best-attention",
+        model=dataclasses.replace(BEST, num_layers=1, positions="learned", word_dropout=0.75),
+        training=TrainingConfig(epochs=3),
+        max_tokens=16_384,
+    ),
     BaselineRow(name="nbsvm-unigrams", baseline=NBSVM(max_n=1)),
     BaselineRow(name="nbsvm-unigrams-spaces", baseline=NBSVM(max_n=1), tokenizer="spaces"),
     BaselineRow(name="nbsvm-bigrams", baseline=NBSVM(max_n=2)),

@@ -18,7 +18,7 @@ class ClassifierConfig:
         d_model: Width.
         num_heads: Attention heads a layer.
         d_ff: Inner width of the feed-forward networks.
-        num_layers: Encoder layers.
+        num_layers: Encoder layers; 0 leaves a bag of words, the mean of their embeddings.
         max_length: The longest input, in tokens.
         dropout: Dropout probability of the layers, as in `EncoderLayer`.
         attention_dropout: That of the attention weights; it keeps a CPU from the fused kernel.
@@ -57,7 +57,9 @@ class ClassifierConfig:
     unknown_id: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive(self, "vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length")
+        _check_positive(self, "vocab_size", "d_model", "num_heads", "d_ff", "max_length")
+        if self.num_layers < 0:
+            raise ValueError(f"num_layers={self.num_layers}; choose 0 or more")
         _check_heads(self)
         _check_probabilities(self, "dropout", "attention_dropout", "embedding_dropout", "word_dropout")
         _check_ids(self, "vocab_size", "pad_id", "unknown_id")

@@ -22,6 +22,7 @@ class NGramConfig(ClassifierConfig):
     Attributes:
         max_n: The n-grams are those of 1 to ``max_n`` tokens.
         num_ngrams: Number of n-grams in the table.
+        weighted: An n-gram's embedding is multiplied by the magnitude of its log-count ratio.
 
     Raises:
         ValueError: If a value is out of range; the message names the field and what would do.
@@ -34,6 +35,7 @@ class NGramConfig(ClassifierConfig):
 
     max_n: int = 3
     num_ngrams: int = 1
+    weighted: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,7 +177,8 @@ class NGramClassifier(TextClassifier):
         if len(ngrams.keys) != config.num_ngrams:
             raise ValueError(f"ngrams has {len(ngrams.keys)} n-grams; expected num_ngrams={config.num_ngrams}")
         self.register_buffer("keys", ngrams.keys)
-        self.register_buffer("scales", nn.functional.pad(ngrams.log_ratios.abs(), (1, 0)))
+        scales = ngrams.log_ratios.abs() if config.weighted else torch.ones_like(ngrams.log_ratios)
+        self.register_buffer("scales", nn.functional.pad(scales, (1, 0)))
 
     def lookup(self, input_ids: Int[Tensor, "batch length"]) -> Int64[Tensor, "batch length n"]:
         """Return the row of the embedding of each n-gram that ends at a position; 0 where the table has none."""

@@ -177,7 +177,7 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
     entries = read_json(run.config)
     try:
         shape = dict(entries["model"])
-        classifier, config = _CLASSIFIERS[shape.pop("kind")]
+        classifier, config = _CLASSIFIERS[shape.pop("kind", "TextClassifier")]
         model = classifier(config(**shape))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{run.config} does not describe a classifier ({type(error).__name__}: {error})") from error

@@ -148,7 +148,7 @@ def test_imdb_is_batched_as_without_the_cache(tmp_path, imdb, cache, monkeypatch
         labelled_batches(
             [vocabulary.encode(tokenize(text)[:16]) for text, _ in dev],
             [label for _, label in dev],
-            max_tokens=companion.cli.EVALUATION_TOKENS,
+            max_tokens=companion.prediction.EVALUATION_TOKENS,
             shuffle=False,
         ),
     ]
@@ -509,8 +509,9 @@ def foreign(path: Path, name: str = "mnist/{}/0.png", content: bytes = b"") -> P
         (["train", "toy", "--output", "{run}", "--model.pad-id", "2"], "pad_id=2"),
         (["train", "toy", "--output", "{run}", "--colour", "red"], "--colour"),
         (["predict"], "The run folder. (required)"),
-        (["measure", "--output", "{run}"], "positions"),
-        (["measure", "position", "--output", "{run}"], "'position'"),
+        (["measure"], "positions, imdb"),
+        (["measure", "position", "--output", "{run}"], "position"),
+        (["measure", "imdb", "--output", "{run}", "--rows", "bets"], "there is no row 'bets'; choose of article, "),
         (["measure", "positions"], "--output"),
         (["measure", "positions", "--output", "{run}", "--seeds", "0"], "seeds=0; choose 1 or more"),
     ],

@@ -21,7 +21,7 @@ SEQ2SEQ = {
 }
 SMALL = {ClassifierConfig: CLASSIFIER, Seq2SeqConfig: SEQ2SEQ}
 SIZES = {
-    ClassifierConfig: ("vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length"),
+    ClassifierConfig: ("vocab_size", "d_model", "num_heads", "d_ff", "max_length"),
     Seq2SeqConfig: (
         "source_vocab_size",
         "target_vocab_size",
@@ -329,3 +329,9 @@ def test_a_token_classifiers_config_is_a_classifiers_and_two_settings():
         TokenClassifierConfig(**CLASSIFIER, num_labels=0)
     with pytest.raises(ValueError, match="num_heads=3 does not divide"):
         TokenClassifierConfig(**CLASSIFIER | {"num_heads": 3}, num_labels=2)
+
+
+def test_a_classifier_may_have_no_layers():
+    assert make(ClassifierConfig, num_layers=0).num_layers == 0
+    with pytest.raises(ValueError, match="num_layers=-1; choose 0 or more"):
+        make(ClassifierConfig, num_layers=-1)

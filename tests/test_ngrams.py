@@ -112,8 +112,7 @@ def test_embedding_is_the_sum_over_ngrams_each_times_its_ratio():
 
 
 def test_with_unigrams_of_equal_weight_it_is_the_text_classifier():
-    model, sequences = make_model(max_n=1, dropout=0.0, embedding_dropout=0.0)
-    model.scales[1:] = 1.0
+    model, sequences = make_model(max_n=1, dropout=0.0, embedding_dropout=0.0, weighted=False)
     shape = {name: getattr(model.config, name) for name in ("vocab_size", "d_model", "d_ff", "max_length")}
     plain = TextClassifier(ClassifierConfig(**shape, dropout=0.0, embedding_dropout=0.0))
     state = {name: value for name, value in model.state_dict().items() if name not in ("keys", "scales")}
@@ -189,3 +188,10 @@ def test_a_table_of_another_size_is_refused():
 def test_bad_configs(settings, message):
     with pytest.raises(ValueError, match=message):
         NGramConfig(**settings)
+
+
+def test_without_layers_it_is_a_bag_of_ngrams():
+    model, sequences = make_model(num_layers=0, positions="none")
+    model = model.eval().double()
+    ids = torch.tensor([sequences[0]])
+    close(model(ids), model.output(model._embed(ids).mean(dim=1))[:, 0])

@@ -44,7 +44,7 @@ def run(model, tmp_path):
     """Return the folder of a finished run."""
     run = RunFolder(tmp_path / "run")
     run.folder.mkdir()
-    write_json(run.config, {"model": asdict(CONFIG), "training": {}, "data": {"corpus": "made"}})
+    write_json(run.config, {"model": {"kind": "TextClassifier", **asdict(CONFIG)}, "training": {}, "data": {"corpus": "made"}})
     save_weights(model.state_dict(), run.weights)
     VOCABULARY.save(run.vocabulary)
     return run
@@ -161,6 +161,7 @@ def without(entries, name):
         ({}, "KeyError: 'model'"),
         ({"model": None}, "TypeError"),
         ({"model": {**asdict(CONFIG), "colour": 3}}, "colour"),
+        ({"model": {"kind": "Perceptron", **asdict(CONFIG)}}, "Perceptron"),
         ({"model": {**asdict(CONFIG), "d_model": 0}}, "d_model=0; choose 1 or more"),
     ],
 )

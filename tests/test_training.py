@@ -388,7 +388,8 @@ def test_the_record_has_the_agreed_schema(finished):
         *("parameters", "history", "dev", "test"),
     }
     assert entries["config"] == json.loads((folder / "config.json").read_text("utf-8"))
-    assert entries["config"] == {"model": vars(CLASSIFIER), "training": vars(FOUR_EPOCHS), "data": {"corpus": "made"}}
+    model = {"kind": "TextClassifier", **vars(CLASSIFIER)}
+    assert entries["config"] == {"model": model, "training": vars(FOUR_EPOCHS), "data": {"corpus": "made"}}
     assert entries["seed"] == 3
     assert entries["parameters"] == sum(weight.numel() for weight in weights.values())
     assert [entry["epoch"] for entry in entries["history"]] == [1, 2, 3, 4]
