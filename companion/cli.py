@@ -176,7 +176,7 @@ class MeasureIMDB:
     """
 
     output: Path
-    """The folder to write: a run folder for each row and seed, and test.safetensors, the logits of the test split."""
+    """The folder to write: a run folder for each row and seed, and records/, what the package ships."""
     rows: tuple[str, ...] = ()
     """The rows to train; without any, all of them."""
 

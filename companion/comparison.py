@@ -260,7 +260,9 @@ def run_rows(
     command: str,
     report: Callable[[str], None],
 ) -> None:
-    """Run rows on IMDB, each seed in a folder of its own, then collect what the models say of the test split.
+    """Run rows on IMDB, each seed in a folder of its own, and gather the records in ``records/``.
+
+    Once the rows ``base`` and ``best`` are there, `test_outputs` of their first seeds joins the records.
 
     Args:
         names: Names of rows; none stands for all.
@@ -276,6 +278,8 @@ def run_rows(
     if unknown:
         raise ValueError(f"there is no row {unknown[0]!r}; choose of {', '.join(known)}")
     rows = [row for row in ROWS if not names or row.name in names]
+    records = Path(output, "records")
+    records.mkdir(parents=True, exist_ok=True)
     training, dev = hold_out(load_imdb("train"))
     test = load_imdb("test")
     for share, of_share in groupby(sorted(rows, key=lambda row: -row.share), key=lambda row: row.share):
@@ -284,8 +288,10 @@ def run_rows(
             for seed in range(row.seeds if isinstance(row, Row) else 1):
                 run = Path(output, f"{row.name}-{seed}")
                 record = run_row(row, splits, run, seed=seed, command=command)
+                group = "imdb" if isinstance(row, Row) else "baselines"
+                record.save(records / f"{group}-{run.name}.json")
                 figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
                 report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
     runs = {name: Path(output, f"{name}-0") for name in ("base", "best")}
     if all((run / "record.json").exists() for run in runs.values()):
-        save_weights(test_outputs(runs, test), Path(output, "test.safetensors"))
+        save_weights(test_outputs(runs, test), records / "imdb-test.safetensors")

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from companion import comparison, toy
 from companion.article import ArticleClassifier, ArticleConfig
@@ -150,8 +151,14 @@ def test_rows_of_a_folder_of_reviews(tmp_path, monkeypatch):
     record = TrainingRecord.load(tmp_path / "runs" / "baseline-0" / "record.json")
     assert record.config["training"]["reviews"] == round(0.1 * 1_050)  # a block of 250 is held out
     assert lines[3] == f"baseline-0: dev {record.dev['accuracy']:.4f}, test {record.test['accuracy']:.4f}"
-    assert (tmp_path / "runs" / "test.safetensors").exists()
+    records = tmp_path / "runs" / "records"
+    names = ["baselines-baseline-0.json", "imdb-base-0.json", "imdb-base-1.json", "imdb-best-0.json"]
+    assert sorted(path.name for path in records.iterdir()) == [*names, "imdb-test.safetensors"]
+    assert TrainingRecord.load(records / "baselines-baseline-0.json") == record
+    outputs, base = load_file(records / "imdb-test.safetensors"), TrainingRecord.load(records / "imdb-base-0.json")
+    right = (outputs["base"] > 0) == outputs["label"].bool()
+    assert right.double().mean().item() == pytest.approx(base.test["accuracy"], abs=1e-6)
     run_rows(("best",), tmp_path / "again", command="make results", report=lines.append)
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["best-0"]
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["best-0", "records"]
     with pytest.raises(ValueError, match="there is no row 'bets'; choose of base, best, baseline"):
         run_rows(("bets",), tmp_path / "runs", command="make results", report=lines.append)

@@ -44,7 +44,9 @@ def run(model, tmp_path):
     """Return the folder of a finished run."""
     run = RunFolder(tmp_path / "run")
     run.folder.mkdir()
-    write_json(run.config, {"model": {"kind": "TextClassifier", **asdict(CONFIG)}, "training": {}, "data": {"corpus": "made"}})
+    write_json(
+        run.config, {"model": {"kind": "TextClassifier", **asdict(CONFIG)}, "training": {}, "data": {"corpus": "made"}}
+    )
     save_weights(model.state_dict(), run.weights)
     VOCABULARY.save(run.vocabulary)
     return run

@@ -1,10 +1,13 @@
+import dataclasses
 import re
 
 import pytest
+import torch
 
 import companion.results
 from companion.records import Measurement, TrainingRecord
-from companion.results import load_measurement, load_result
+from companion.results import PUBLISHED_IMDB, load_measurement, load_outputs, load_result, load_results
+from companion.runs import save_weights
 
 RECORD = TrainingRecord(
     command="make results",
@@ -37,6 +40,37 @@ def test_an_unknown_result_is_refused_with_those_there_are(folder):
         RECORD.save(folder / f"{name}.json")
     with pytest.raises(FileNotFoundError, match=re.escape("no record 'imbd'; there are ['albert', 'imdb']")):
         load_result("imbd")
+
+
+def test_results_of_a_prefix_come_by_name(folder):
+    for name in ("imdb-base-1", "imdb-base-0", "imdb-best-0"):
+        dataclasses.replace(RECORD, command=name).save(folder / f"{name}.json")
+    assert [(name, record.command) for name, record in load_results("imdb-base-").items()] == [
+        ("imdb-base-0", "imdb-base-0"),
+        ("imdb-base-1", "imdb-base-1"),
+    ]
+    with pytest.raises(FileNotFoundError, match="no record 'imdb-bare-'"):
+        load_results("imdb-bare-")
+
+
+def test_outputs_are_tensors_by_name(folder):
+    save_weights({"label": torch.tensor([1, 0])}, folder / "imdb-test.safetensors")
+    assert load_outputs("imdb-test")["label"].tolist() == [1, 0]
+    with pytest.raises(FileNotFoundError, match=re.escape("no record 'imdb-dev'; there are ['imdb-test']")):
+        load_outputs("imdb-dev")
+
+
+def test_published_figures_are_those_of_their_sources():
+    table = {(row.system, row.source): row.accuracy for row in PUBLISHED_IMDB}
+    assert len(table) == len(PUBLISHED_IMDB)
+    wang = {system: accuracy for (system, source), accuracy in table.items() if source == "Wang & Manning, 2012"}
+    assert wang == {  # table 2 of the paper, in per cent
+        **{f"multinomial naive Bayes, {n}": figure for n, figure in (("unigrams", 0.8355), ("bigrams", 0.8659))},
+        **{f"SVM, {n}": figure for n, figure in (("unigrams", 0.8695), ("bigrams", 0.8916))},
+        **{f"NB-SVM, {n}": figure for n, figure in (("unigrams", 0.8829), ("bigrams", 0.9122))},
+    }
+    assert {row.trained_on.partition(",")[0] for row in PUBLISHED_IMDB} == {"labels"}
+    assert all(row.url.startswith("https://") for row in PUBLISHED_IMDB)
 
 
 RESULTS = sorted(path.stem for path in companion.results.FOLDER.glob("*.json"))
