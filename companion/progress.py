@@ -29,12 +29,15 @@ def progress_bar(
     Returns:
         A tqdm bar over the batches.
     """
-    if not shown:
-        choice: dict[str, Any] = {"disable": True}
-    elif "TQDM_DISABLE" in os.environ or "ipykernel.zmqshell" in sys.modules:
-        choice = {}  # tqdm reads the variable itself, but not where the choice is made here
-    else:
-        choice = {"disable": None}  # only where stderr is a terminal
+    hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm itself overlooks in a notebook
+    in_notebook = "ipykernel.zmqshell" in sys.modules
     return tqdm(
-        batches, desc=description, total=total, initial=done, unit="batch", mininterval=1.0, leave=leave, **choice
+        batches,
+        desc=description,
+        total=total,
+        initial=done,
+        unit="batch",
+        mininterval=1.0,
+        leave=leave,
+        disable=hidden or (False if in_notebook else None),  # None hides it where stderr is no terminal
     )

@@ -95,6 +95,7 @@ def train(
 
     model.to(accelerator.device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model.zero_grad()  # of whatever the caller did with it before
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
     with (
         _prepared(accelerator, model, optimizer) as (prepared, wrapped),

@@ -1,10 +1,16 @@
 import json
+import math
 import os
+import pty
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import termios
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -541,12 +547,28 @@ def test_help_is_printed_and_ends_well(capsys, arguments):
     assert "usage: python -m companion" in capsys.readouterr().out
 
 
-def test_training_shows_loss_accuracy_speed_and_the_time_left(tmp_path):
+def in_terminal(command: list[str], **settings) -> tuple[int, str]:
+    """Run a command whose stderr is a terminal; return its exit code and what is seen there."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 160))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, **settings)
+    os.close(theirs)
+    seen = b""
+    while select.select([ours], [], [], 120)[0]:
+        try:
+            seen += os.read(ours, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    os.close(ours)
+    return process.wait(60), seen.decode()
+
+
+def test_training_shows_loss_accuracy_speed_and_the_time_left_in_a_terminal(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
-    command = [sys.executable, "-m", "companion", "train", "toy", "--output", tmp_path / "run", *SMALL]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    last = re.findall(r"epoch 2/2: [^\r\n]*", ran.stderr)[-1]
+    command = [sys.executable, "-m", "companion", "train", "toy", "--output", str(tmp_path / "run"), *SMALL]
+    code, stderr = in_terminal(command, env=environment)
+    assert code == 0, stderr
+    last = re.findall(r"epoch 2/2: [^\r\n]*", stderr)[-1]
     record = TrainingRecord.load(tmp_path / "run" / "record.json")
     # Elapsed and remaining time, batches a second, and the means over the whole epoch.
     assert re.search(r"100%\|.*\| (\d+)/\1 \[\d\d:\d\d<\d\d:\d\d, .*batch/s, loss=", last)
@@ -555,6 +577,64 @@ def test_training_shows_loss_accuracy_speed_and_the_time_left(tmp_path):
     (shown,) = re.findall(r"tokens/s=([\d,]+)", last)
     measured = record.history[-1]["tokens"] / record.history[-1]["seconds"]
     assert int(shown.replace(",", "")) == pytest.approx(measured, rel=0.1)
+
+
+def test_training_is_quiet_where_stderr_is_no_terminal(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    command = [sys.executable, "-m", "companion", "train", "toy", "--output", tmp_path / "run", *SMALL]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(ran.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_end(tmp_path, run, number, capsys):
+    folder = tmp_path / "run"
+    words = ["train", "toy", "--output", str(folder), *SMALL, "--checkpoint-every", "20"]
+    process = subprocess.Popen([sys.executable, "-m", "companion", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("checkpoints/epoch-*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    message = r"stopped in epoch [12], update \d+, with a checkpoint; train goes on with --resume, measure as it is\n"
+    assert re.fullmatch(message, stderr)
+    assert not (folder / "record.json").exists()
+    assert main([*words, "--resume"]) == 0
+    assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    one, other = (TrainingRecord.load(path / "record.json") for path in (folder, run))
+    assert (one.dev, one.test) == (other.dev, other.test)
+
+
+def test_a_loss_that_is_not_finite_is_one_line_that_names_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def spoiled(model, batch):
+        calls.append(model.training)
+        loss = companion.losses.classification_loss(model, batch)
+        return loss._replace(loss_sum=loss.loss_sum * (math.nan if calls.count(True) == 150 else 1))
+
+    monkeypatch.setattr(companion.cli, "classification_loss", spoiled)
+    code = train_small("toy", tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "epoch-0001"
+    assert_refused(capsys, code, "the loss is nan in epoch 2, update 150; lower", f"{checkpoint} is whole, and resume")
+    for path in (checkpoint / "model.safetensors", tmp_path / "run" / "model.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+def test_a_dry_run_prints_model_and_plan_and_writes_nothing(tmp_path, run, capsys):
+    assert train_small("toy", tmp_path / "run", "--dry-run", "--checkpoint-every", "50") == 0
+    captured = capsys.readouterr()
+    record = TrainingRecord.load(run / "record.json")
+    assert captured.out.startswith("TextClassifier(\n  (embedding): Embedding(")
+    assert re.search(rf"^parameters +{record.parameters:,}$", captured.out, re.MULTILINE)
+    tokens = record.history[0]["tokens"]
+    assert re.search(rf"^training +5,500 reviews, {tokens:,} tokens, \d+ batches", captured.out, re.MULTILINE)
+    assert re.search(r"^dev +500 reviews", captured.out, re.MULTILINE)
+    assert f"{tmp_path / 'run'}, a checkpoint after each epoch and every 50 updates" in captured.out
+    assert captured.err == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_module_runs_as_a_program_with_exit_codes_and_without_a_traceback(run, tmp_path):

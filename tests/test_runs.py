@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,12 +9,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from companion.runs import (
+    FullState,
     RunFolder,
     TrainingState,
     gather_state,
+    gather_weights,
     load_weights,
     save_weights,
     spread_state,
+    spread_weights,
 )
 
 ENTRIES = {"model": {"d_model": 8}, "training": {"epochs": 3, "seed": 0}, "data": {}}
@@ -218,3 +223,117 @@ def test_damaged_weights_are_named(tmp_path, damage):
         load_weights(path)
     with pytest.raises(FileNotFoundError):
         load_weights(tmp_path / "nowhere.safetensors")
+
+
+def within(state: TrainingState, batch: int) -> TrainingState:
+    return replace(
+        state, batch=batch, updates=7, epoch_seconds=0.25, sums={"loss": [0.1 + 0.2, 1e-300], "count": [3, 4]}
+    )
+
+
+def test_a_checkpoint_within_an_epoch_comes_back_to_the_last_bit_and_before_the_next_whole_one(tmp_path):
+    run = RunFolder(tmp_path)
+    model, optimizer = trained()
+    run.save(state_with(0.5), gather_state(model, optimizer))
+    best = weights_of(model)
+    update(model, optimizer)
+    for batch in (9, 10, 1_000):
+        run.save(within(state_with(0.5), batch), gather_state(model, optimizer))
+        assert [path.name for path in run.checkpoints.iterdir()] == [f"epoch-0001-batch-{batch:06d}"]
+        state, full = run.restore()
+        assert state == within(state_with(0.5), batch)
+        assert_equal(full.weights, model.state_dict())
+    assert_equal(load_file(run.weights), best)
+    run.save(state_with(0.5, 0.25), gather_state(model, optimizer))
+    assert run.last_checkpoint() == run.checkpoints / "epoch-0002"
+    assert_equal(load_file(run.weights), model.state_dict())
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_resuming_puts_right_what_a_killed_writer_has_left(tmp_path, kept):
+    run = RunFolder(tmp_path / "run")
+    model, optimizer = trained()
+    run.claim(ENTRIES, resume=False)
+    run.save(state_with(0.5), gather_state(model, optimizer))
+    before = run.weights.read_bytes()
+    shutil.copytree(run.checkpoints / "epoch-0001", tmp_path / "epoch-0001")
+    update(model, optimizer)
+    run.save(state_with(0.5, 0.25 if kept else 0.75), gather_state(model, optimizer))
+    after = (run.checkpoints / "epoch-0002" / "model.safetensors").read_bytes()
+    # Killed after the second checkpoint took its name, before the best weights were copied and the first was removed.
+    run.weights.write_bytes(before)
+    shutil.copytree(tmp_path / "epoch-0001", run.checkpoints / "epoch-0001")
+    (run.checkpoints / "epoch-0001" / "state.json").unlink()
+    (run.checkpoints / ".epoch-0002.99.tmp").mkdir()
+    (run.folder / ".model.safetensors.99.tmp").write_bytes(b"half")
+    run.claim(ENTRIES, resume=True)
+    assert run.weights.read_bytes() == (after if kept else before)
+    assert run.restore()[0] == state_with(0.5, 0.25 if kept else 0.75)
+    update(model, optimizer)
+    run.save(within(state_with(0.5, 0.25), 3), gather_state(model, optimizer))
+    assert {path.name for path in run.folder.iterdir()} == {"config.json", "model.safetensors", "checkpoints"}
+    assert [path.name for path in run.checkpoints.iterdir()] == ["epoch-0002-batch-000003"]
+
+
+def test_a_run_that_is_not_resumed_is_not_touched(tmp_path):
+    (tmp_path / ".config.json.99.tmp").write_text("of another program")
+    RunFolder(tmp_path).claim(ENTRIES, resume=False)
+    assert (tmp_path / ".config.json.99.tmp").exists()
+
+
+def test_a_state_with_other_entries_is_named(tmp_path):
+    run = RunFolder(tmp_path)
+    run.save(state_with(0.5), gather_state(*trained()))
+    path = run.checkpoints / "epoch-0001" / "state.json"
+    path.write_text('{"epochs": 3}')
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not the state of a run")):
+        run.restore()
+
+
+def test_the_optimizer_s_tensors_go_by_the_names_of_the_parameters():
+    model, optimizer = trained()
+    full = gather_state(model, optimizer)
+    moments = ("exp_avg", "exp_avg_sq", "step")
+    assert full.optimizer.keys() == {f"{name}.{moment}" for name in model.state_dict() for moment in moments}
+    for name, parameter in model.named_parameters():
+        for moment in moments:
+            assert torch.equal(full.optimizer[f"{name}.{moment}"], optimizer.state[parameter][moment])
+
+
+@pytest.mark.parametrize("missing", ["0.bias.", "1."])
+def test_the_state_of_another_model_is_refused(missing):
+    full = gather_state(*trained())
+    less = FullState(full.weights, {name: t for name, t in full.optimizer.items() if not name.startswith(missing)})
+    with pytest.raises(ValueError, match="the optimizer's state of another model"):
+        spread_state(less, *trained())
+
+
+def test_frozen_parameters_have_no_state_and_come_back():
+    model, _ = trained()
+    frozen = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    frozen[1].requires_grad_(False)
+    theirs = torch.optim.AdamW(frozen[0].parameters(), lr=0.1)
+    update(frozen, theirs)
+    full = gather_state(frozen, theirs)
+    assert {name.split(".")[0] for name in full.optimizer} == {"0"}
+    model[1].requires_grad_(False)
+    model.zero_grad()
+    ours = torch.optim.AdamW(model[0].parameters(), lr=0.1)
+    spread_state(full, model, ours)
+    assert_equal(model.state_dict(), frozen.state_dict())
+    assert gather_state(model, ours).optimizer.keys() == full.optimizer.keys()
+    assert_equal(gather_state(model, ours).optimizer, full.optimizer)
+
+
+def test_gathered_weights_are_copies_and_spread_again():
+    model, optimizer = trained()
+    weights = gather_weights(model)
+    before = weights_of(model)
+    update(model, optimizer)
+    assert_equal(weights, before)
+    spread_weights(weights, model)
+    assert_equal(model.state_dict(), before)

@@ -123,6 +123,15 @@ def test_accumulating_batches_is_training_on_their_union():
     assert first.history[0]["train"] == pytest.approx(second.history[0]["train"], abs=1e-6)
 
 
+def test_gradients_that_the_model_already_has_are_none_of_the_training_s():
+    config = TrainingConfig(epochs=1, learning_rate=0.05, mixed_precision="fp32")
+    one, other = small_model(), small_model()
+    squared_error(one, made_batches([7], seed=9)[0]).loss_sum.backward()
+    train(one, made_batches([3, 1]), config, loss_fn=squared_error)
+    train(other, made_batches([3, 1]), config, loss_fn=squared_error)
+    assert_same(weights_of(one), weights_of(other))
+
+
 def test_reported_means_are_over_examples_whatever_the_batch_sizes():
     batches, dev = made_batches([1, 7, 2]), made_batches([5, 1], seed=1)
     model = small_model()
