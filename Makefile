@@ -5,10 +5,10 @@ BUILT := _build/.doctrees/built
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks results mutants lint clean
+.PHONY: help book test gpu-check notebooks results mutants lint clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 book: export TQDM_DISABLE := 1
 book: .venv/installed-book  ## Execute the chapters and build the site
@@ -22,6 +22,9 @@ book: .venv/installed-book  ## Execute the chapters and build the site
 test: export TQDM_DISABLE := 1
 test: lint  ## Check everything: lint, unit tests, stored outputs of the chapters
 	$(BIN)/python -m pytest --nbval --nbval-current-env tests book
+
+gpu-check: .venv/installed-book,test  ## Compare an NVIDIA GPU with the CPU, and train on it; skipped where there is none
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
 
 notebooks: export TQDM_DISABLE := 1
 notebooks: .venv/installed-book,test  ## Execute the chapters again and store their outputs

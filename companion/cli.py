@@ -45,7 +45,7 @@ class _TrainClassifier:
     """The run folder to write."""
     resume: bool = False
     """Go on after the last checkpoint in the run folder, whatever has stopped the run."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Updates between two checkpoints, besides the one after each epoch."""
     tensorboard: bool = False
     """Write the figures for TensorBoard too, into tensorboard/ in the run folder."""
@@ -63,7 +63,12 @@ class _TrainClassifier:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainIMDB(_TrainClassifier):
-    """Train on the real IMDB reviews; a tenth of the training split, films apart, is the dev split."""
+    """Train on the real IMDB reviews; a tenth of the training split, films apart, is the dev split.
+
+    A run that was stopped goes on with --resume. The book's page on GPUs has the commands for several processes.
+
+    Example: python -m companion train imdb --output runs/imdb --checkpoint-every 200
+    """
 
     model: ClassifierConfig = field(
         default_factory=lambda: ClassifierConfig(
@@ -78,7 +83,10 @@ class TrainIMDB(_TrainClassifier):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainToy(_TrainClassifier):
-    """Train on reviews written by a grammar; needs no download, takes less than a minute."""
+    """Train on reviews written by a grammar; needs no download, takes less than a minute.
+
+    Example: python -m companion train toy --output runs/toy
+    """
 
     max_tokens: int = 1_024
     """Tokens a batch, padding included."""
@@ -235,7 +243,11 @@ def _parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Measure:
     try:
         with contextlib.redirect_stderr(stderr):
             return tyro.cli(
-                Command, prog="python -m companion", args=arguments, description="Train, measure and use a classifier."
+                Command,
+                prog="python -m companion",
+                args=arguments,
+                description="Train, measure and use a classifier; --help after a command lists its options.",
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code == 0:
