@@ -1,5 +1,6 @@
 """The loop, from within one process; tests/test_survival.py kills processes and starts several."""
 
+import functools
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from companion.batching import LabelledBatch, LengthBucketSampler, labelled_batches, pad_batch
 from companion.losses import LossOutput, classification_loss
 from companion.models import ClassifierConfig, TextClassifier
+from companion.records import TrainingRecord
 from companion.training import TrainingConfig, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,13 +107,19 @@ def drawing_batches() -> DataLoader:
     return DataLoader(range(45), batch_sampler=sampler, collate_fn=collate)
 
 
+@functools.cache
+def uninterrupted(config: TrainingConfig) -> tuple[dict[str, torch.Tensor], TrainingRecord]:
+    model = classifier()
+    record = train(model, drawing_batches(), config, loss_fn=classification_loss, eval_batches=dev())
+    return weights_of(model), record
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
 @pytest.mark.parametrize("call", [2, 6, 7, 11, 18])
 def test_a_run_stopped_anywhere_repeats_the_uninterrupted_one_from_its_last_checkpoint(tmp_path, steps, every, call):
     config = TrainingConfig(**{**vars(CONFIG), "gradient_accumulation_steps": steps})
-    expected_model = classifier()
-    expected = train(expected_model, drawing_batches(), config, loss_fn=classification_loss, eval_batches=dev())
+    weights, expected = uninterrupted(config)
     per_epoch = len(drawing_batches())
     calls = itertools.count(1)
 
@@ -140,8 +148,8 @@ def test_a_run_stopped_anywhere_repeats_the_uninterrupted_one_from_its_last_chec
 
     record = train(model, drawing_batches(), config, loss_fn=counting, resume=True, **settings)
     assert sum(trained) == redone
-    assert_equal(weights_of(model), weights_of(expected_model))
-    assert_equal(load_file(run / "model.safetensors"), weights_of(expected_model))
+    assert_equal(weights_of(model), weights)
+    assert_equal(load_file(run / "model.safetensors"), weights)
     assert without_seconds(record.history) == without_seconds(expected.history)
     assert record.dev == expected.dev
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-0003"]
@@ -230,11 +238,11 @@ def test_tensorboard_gets_the_figures_of_the_history(tmp_path, stopped):
     calls = itertools.count(1)
 
     def stopping(model, batch):
-        if model.training and next(calls) == 106:
+        if model.training and next(calls) == 124:
             raise Stop
         return classification_loss(model, batch)
 
-    if stopped:  # the checkpoint is that of update 100, so that the last updates come again
+    if stopped:  # the checkpoint is that of update 100, so that the point at 120 comes again
         with pytest.raises(Stop):
             train(classifier(), many, CONFIG, loss_fn=stopping, **settings)
     record = train(classifier(), many, CONFIG, loss_fn=classification_loss, resume=True, **settings)
