@@ -100,9 +100,9 @@ def load_results(prefix: str) -> dict[str, TrainingRecord]:
         FileNotFoundError: If there is none; the message names those there are.
 
     Example:
-        >>> seeds = load_results("imdb-base-fp32-")
+        >>> seeds = load_results("imdb-base-bag-")
         >>> list(seeds)
-        ['imdb-base-fp32-0']
+        ['imdb-base-bag-0']
     """
     names = sorted(path.stem for path in FOLDER.glob(f"{prefix}*.json"))
     return {name: load_result(name) for name in names or [prefix]}
