@@ -83,7 +83,6 @@ from .prediction import Predictor as Predictor
 from .prediction import load_run as load_run
 from .records import Measurement as Measurement
 from .records import TrainingRecord as TrainingRecord
-from .results import PUBLISHED_IMDB as PUBLISHED_IMDB
 from .results import Published as Published
 from .results import load_measurement as load_measurement
 from .results import load_outputs as load_outputs

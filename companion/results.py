@@ -22,6 +22,7 @@ class Published(NamedTuple):
         url: Its address.
 
     Example:
+        >>> from companion.results import PUBLISHED_IMDB
         >>> best = max((row for row in PUBLISHED_IMDB if row.trained_on == "labels"), key=lambda row: row.accuracy)
         >>> best.system, best.accuracy
         ('NB-SVM, bigrams', 0.9122)
