@@ -30,10 +30,14 @@ from .decoding import beam_search as beam_search
 from .decoding import greedy_search as greedy_search
 from .exercises import check_alibi as check_alibi
 from .exercises import check_attention as check_attention
+from .exercises import check_calibration_error as check_calibration_error
 from .exercises import check_causal_mask as check_causal_mask
+from .exercises import check_deletion as check_deletion
 from .exercises import check_feed_forward as check_feed_forward
 from .exercises import check_layer_norm as check_layer_norm
 from .exercises import check_learning_rate as check_learning_rate
+from .exercises import check_log_count_ratio as check_log_count_ratio
+from .exercises import check_mean_loss as check_mean_loss
 from .exercises import check_mean_pooling as check_mean_pooling
 from .exercises import check_multi_head_attention as check_multi_head_attention
 from .exercises import check_padding_mask as check_padding_mask

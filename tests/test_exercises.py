@@ -1,11 +1,14 @@
 import inspect
 import itertools
 import math
+import re
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.naive_bayes import MultinomialNB
 from torch import nn
 
 from companion import exercises
@@ -13,10 +16,14 @@ from companion.attention import AttentionOutput
 from companion.exercises import (
     check_alibi,
     check_attention,
+    check_calibration_error,
     check_causal_mask,
+    check_deletion,
     check_feed_forward,
     check_layer_norm,
     check_learning_rate,
+    check_log_count_ratio,
+    check_mean_loss,
     check_mean_pooling,
     check_multi_head_attention,
     check_padding_mask,
@@ -310,6 +317,116 @@ def learning_rate(step, d_model, warmup):
     return 1 / math.sqrt(d_model * step)
 
 
+# IMDB
+
+
+def log_count_ratio(positive, negative, alpha=1.0, in_sum=None, texts=None, after=0.0, log=math.log):
+    in_sum = alpha if in_sum is None else in_sum
+    total_p, total_q = (texts or sum(count + in_sum for count in counts.tolist()) for counts in (positive, negative))
+    pairs = zip(positive.tolist(), negative.tolist(), strict=True)
+    return torch.tensor([log(((p + alpha) / total_p + after) / ((q + alpha) / total_q + after)) for p, q in pairs])
+
+
+def log_count_ratio_by_sklearn(positive, negative, alpha=1.0):
+    bayes = MultinomialNB(alpha=alpha).fit(torch.stack((negative, positive)).numpy(), [0, 1])
+    return torch.from_numpy(bayes.feature_log_prob_[1] - bayes.feature_log_prob_[0])
+
+
+def log_count_ratio_in_place(positive, negative, alpha=1.0):
+    positive += alpha
+    negative += alpha
+    return (positive / positive.sum()).log_() - (negative / negative.sum()).log_()
+
+
+def unsmoothed(positive, negative, alpha=1.0, after=0.0):
+    return torch.log((positive / positive.sum() + after) / (negative / negative.sum() + after))
+
+
+def mean_loss(parts):
+    loss_sums, counts = zip(*parts, strict=True)
+    return math.fsum(loss_sums) / sum(counts)
+
+
+def mean_loss_by_example(parts):
+    return torch.cat([torch.full((count,), loss_sum / count) for loss_sum, count in parts]).mean()
+
+
+def mean_loss_in_place(parts):
+    total, number = parts.pop()
+    while parts:
+        loss_sum, count = parts.pop()
+        total, number = total + loss_sum, number + count
+    return total / number
+
+
+def calibration_error(
+    probabilities,
+    labels,
+    num_bins=10,
+    holds=lambda p, low, high: (low <= p) & ((p < high) | (high == 1)),
+    gap=lambda p, y, low, high: abs(y.mean() - p.mean()),
+    empty=0.0,
+    total=lambda gaps, shares: (gaps * shares).sum().item(),
+):
+    gaps, shares = torch.full((num_bins,), empty), torch.zeros(num_bins)
+    for i in range(num_bins):
+        low, high = i / num_bins, (i + 1) / num_bins
+        inside = holds(probabilities, low, high)
+        shares[i] = inside.sum() / len(labels)
+        if inside.any():
+            gaps[i] = gap(probabilities[inside], labels[inside], low, high)
+    return total(gaps, shares)
+
+
+def calibration_error_by_histogram(probabilities, labels, num_bins=10):
+    positives, expected = (
+        np.histogram(probabilities, num_bins, (0, 1), weights=values)[0] for values in (labels, probabilities)
+    )
+    return np.abs(positives - expected).sum() / len(labels)
+
+
+def calibration_error_by_index(
+    probabilities, labels, num_bins=10, index=lambda p, num_bins: (p * num_bins).long().clamp(max=num_bins - 1)
+):
+    bins = index(probabilities, num_bins)
+    return (bins.bincount(labels) - bins.bincount(probabilities)).abs().sum() / len(labels)
+
+
+def index_by_edges(probabilities, num_bins):
+    return torch.bucketize(probabilities, torch.linspace(0, 1, num_bins + 1))
+
+
+def calibration_error_of_the_predicted_label(probabilities, labels, num_bins=10):
+    correct = ((probabilities > 0.5) == labels).float()
+    return calibration_error(torch.where(probabilities > 0.5, probabilities, 1 - probabilities), correct, num_bins)
+
+
+def deletion(model, input_ids, without=lambda ids, i: torch.cat((ids[:i], ids[i + 1 :])), of=lambda logit: logit):
+    whole = of(model(input_ids[None]))
+    return torch.cat([whole - of(model(without(input_ids, i)[None])) for i in range(len(input_ids))])
+
+
+def deletion_in_one_batch(model, input_ids):
+    whole, *others = model(
+        nn.utils.rnn.pad_sequence(
+            [input_ids, *(torch.tensor(ids) for ids in itertools.combinations(input_ids.tolist(), len(input_ids) - 1))],
+            batch_first=True,
+        )
+    )
+    return whole - torch.stack(others).flip(0)  # the first combination lacks the last token
+
+
+def deletion_in_place(model, input_ids):
+    effects = model(input_ids[None]).repeat(len(input_ids)).float()
+    for i in range(len(effects)):
+        effects[i] -= model(input_ids.roll(-i)[1:].roll(i)[None])[0]
+    return effects
+
+
+def replacing_by(number):
+    return lambda ids, i: ids.index_fill(0, torch.tensor(i), number)
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -356,6 +473,18 @@ RIGHT = [
     (check_learning_rate, lambda step, d_model, warmup: torch.tensor(learning_rate(step, d_model, warmup)).double()),
     (check_teacher_forcing, lambda target_ids: (target_ids[:, :-1], target_ids[:, 1:])),
     (check_teacher_forcing, lambda target_ids: list(target_ids.unfold(1, target_ids.size(1) - 1, 1).unbind(1))),
+    (check_log_count_ratio, log_count_ratio),
+    (check_log_count_ratio, log_count_ratio_by_sklearn),
+    (check_log_count_ratio, log_count_ratio_in_place),
+    (check_mean_loss, mean_loss),
+    (check_mean_loss, mean_loss_by_example),
+    (check_mean_loss, mean_loss_in_place),
+    (check_calibration_error, calibration_error),
+    (check_calibration_error, calibration_error_by_histogram),
+    (check_calibration_error, calibration_error_by_index),
+    (check_deletion, deletion),
+    (check_deletion, deletion_in_one_batch),
+    (check_deletion, deletion_in_place),
 ]
 
 
@@ -373,6 +502,18 @@ def shown_in_positions(**mistake):
 
 def shown_in_layer_norm(**mistake):
     return lambda x, gain, bias, eps=1e-5: layer_norm(x, gain, bias, eps, **mistake)
+
+
+def shown_in_log_count_ratio(**mistake):
+    return lambda positive, negative, alpha=1.0: log_count_ratio(positive, negative, alpha, **mistake)
+
+
+def shown_in_calibration_error(**mistake):
+    return lambda probabilities, labels, num_bins=10: calibration_error(probabilities, labels, num_bins, **mistake)
+
+
+def shown_in_deletion(**mistake):
+    return lambda model, input_ids: deletion(model, input_ids, **mistake)
 
 
 def transposed_softmax_gradient(weights, upstream):
@@ -625,6 +766,92 @@ MISTAKES = [
     (check_teacher_forcing, lambda ids: (ids[:, 1:], ids[:, :-1]), "exchanged"),
     (check_teacher_forcing, lambda ids: (ids, ids[:, 1:]), "input is not shortened"),
     (check_teacher_forcing, lambda ids: (ids[:, :-1], ids), "labels are not shortened"),
+    (check_log_count_ratio, lambda p, q, alpha=1.0: torch.log(p / q), "Neither alpha nor a sum"),
+    (check_log_count_ratio, unsmoothed, "log of a count of 0 is infinite"),
+    (check_log_count_ratio, lambda p, q, alpha=1.0: unsmoothed(p, q, after=alpha), "added after the division"),
+    (check_log_count_ratio, shown_in_log_count_ratio(in_sum=0), "counts without alpha"),
+    (
+        check_log_count_ratio,
+        lambda p, q, alpha=1.0: log_count_ratio(p, q, alpha, in_sum=alpha / len(p)),
+        "added to the sums once",
+    ),
+    (check_log_count_ratio, lambda p, q, alpha=1.0: torch.log((p + alpha) / (q + alpha)), "counts are not divided"),
+    (check_log_count_ratio, shown_in_log_count_ratio(texts=12_500), "of texts, of n-grams), which cancels"),
+    (check_log_count_ratio, lambda p, q, alpha=1.0: log_count_ratio(q, p, alpha), "upside down"),
+    (check_log_count_ratio, shown_in_log_count_ratio(log=math.log2), "to base 2"),
+    (check_log_count_ratio, shown_in_log_count_ratio(log=math.log10), "to base 10"),
+    (check_log_count_ratio, shown_in_log_count_ratio(log=lambda ratio: ratio), "logarithm is missing"),
+    (check_log_count_ratio, lambda p, q, alpha=1.0: log_count_ratio(p, q), "alpha is ignored"),
+    (check_mean_loss, lambda parts: sum(s / n for s, n in parts) / len(parts), "mean of the parts' means"),
+    (check_mean_loss, lambda parts: sum(s / n for s, n in parts), "means are added up"),
+    (check_mean_loss, lambda parts: sum(s for s, _ in parts) / len(parts), "divided by the number of parts"),
+    (check_mean_loss, lambda parts: sum(s for s, _ in parts), "not divided"),
+    (check_mean_loss, lambda parts: mean_loss(parts[:-1]), "last part is forgotten"),
+    (check_mean_loss, lambda parts: mean_loss(parts[-1:]), "Only the last part"),
+    (check_calibration_error, shown_in_calibration_error(empty=math.nan), "Empty bins give NaN"),
+    (check_calibration_error, shown_in_calibration_error(total=lambda gaps, shares: gaps.mean()), "over all bins"),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(total=lambda gaps, shares: gaps[shares > 0].mean()),
+        "bins that are not empty",
+    ),
+    (check_calibration_error, shown_in_calibration_error(total=lambda gaps, shares: gaps.sum()), "added up unweighted"),
+    (check_calibration_error, lambda p, y, n=10: len(p) * calibration_error(p, y, n), "weighted by the counts"),
+    (check_calibration_error, shown_in_calibration_error(total=lambda gaps, shares: gaps.max()), "largest gap"),
+    (check_calibration_error, lambda p, y, num_bins=10: (y - p).mean(), "keep their sign and cancel: "),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(gap=lambda p, y, *edges: p.mean() - y.mean()),
+        "cancel, here to less than 0",
+    ),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(gap=lambda p, y, *edges: (y.mean() - p.mean()) ** 2),
+        "gaps are squared",
+    ),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(gap=lambda p, y, low, high: abs(y.mean() - (low + high) / 2)),
+        "middle of the bin",
+    ),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(gap=lambda p, y, *edges: abs(((p > 0.5) == y).float().mean() - p.mean())),
+        "accuracy of the predicted label",
+    ),
+    (check_calibration_error, calibration_error_of_the_predicted_label, "confidence in the predicted label"),
+    (check_calibration_error, lambda p, y, num_bins=10: (y - p).abs().mean(), "There are no bins"),
+    (check_calibration_error, lambda p, y, num_bins=10: calibration_error(p, y), "num_bins is ignored"),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(holds=lambda p, low, high: (low <= p) & (p < high)),
+        "probability of 1 is in no bin",
+    ),
+    (
+        check_calibration_error,
+        shown_in_calibration_error(holds=lambda p, low, high: (low < p) & (p <= high)),
+        "probability of 0 is in no bin",
+    ),
+    (
+        check_calibration_error,
+        lambda p, y, n=10: calibration_error_by_index(p, y, n, lambda p, n: (p * n).long()),
+        "probability of 1 has a bin of its own",
+    ),
+    (
+        check_calibration_error,
+        lambda p, y, n=10: calibration_error_by_index(p, y, n, index_by_edges),
+        "probability of 0 has a bin of its own",
+    ),
+    (check_deletion, shown_in_deletion(without=replacing_by(0)), "replaced by padding"),
+    (check_deletion, shown_in_deletion(without=replacing_by(1)), "replaced by the unknown one"),
+    (check_deletion, lambda model, ids: -deletion(model, ids), "sign is wrong"),
+    (check_deletion, lambda model, ids: deletion(model, ids).abs(), "absolute value is taken"),
+    (check_deletion, shown_in_deletion(of=torch.sigmoid), "Probabilities are subtracted"),
+    (check_deletion, lambda model, ids: model(ids[None]) - deletion(model, ids), "without the token is returned"),
+    (check_deletion, shown_in_deletion(without=lambda ids, i: ids[i + 1 :]), "All tokens up to this one"),
+    (check_deletion, shown_in_deletion(without=lambda ids, i: ids[:i]), "All tokens from this one on"),
+    (check_deletion, shown_in_deletion(without=lambda ids, i: ids[ids != ids[i]]), "Every token of the same id"),
+    (check_deletion, lambda model, ids: model(ids), "model ids of shape (5,): it reads a batch"),
 ]
 
 
@@ -675,7 +902,7 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    for chapter in (exercises.attention, exercises.background, exercises.layers, exercises.positions):
+    for chapter in (exercises.attention, exercises.background, exercises.imdb, exercises.layers, exercises.positions):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
 
@@ -805,6 +1032,17 @@ def test_of_two_mistakes_the_first_is_named(check, wrong, first):
         ),
         (check_parameter_count, lambda d, f: 1.0, "f returned type float; expected a number, int."),
         (check_learning_rate, lambda step, d, w: "1e-3", "f returned type str; expected a number, float."),
+        (check_mean_loss, lambda parts: torch.ones(2), "f returned type Tensor; expected a number, float."),
+        (
+            check_log_count_ratio,
+            lambda p, q, alpha=1.0: log_count_ratio(p, q, alpha).tolist(),
+            "f returned type list for the ratios; expected a tensor of shape (5,).",
+        ),
+        (
+            check_deletion,
+            lambda model, ids: deletion(model, ids)[:, None],
+            "f returned shape (5, 1) for the effects; expected (5,).",
+        ),
         (
             check_teacher_forcing,
             lambda ids: (ids[:, :-1], ids[0, 1:]),
@@ -857,6 +1095,33 @@ def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, se
             "f returned nan for the means at [0, 0]",
         ),
         (check_causal_mask, lambda length: causal(length).flip(1), "f returned 0 for the mask at [0, 0]"),
+        (
+            check_log_count_ratio,
+            lambda p, q, alpha=1.0: log_count_ratio(p, q, alpha) * torch.tensor([1.0, 1, 2, 1, 1]),
+            "f returned 1.775 for the ratios at [2], the first entry that differs; expected 0.8873.",  # log(68 / 28)
+        ),
+        (
+            check_log_count_ratio,
+            lambda p, q, alpha=1.0: log_count_ratio(p, q, alpha**2),
+            "for the ratios with alpha=0.5 at [0], the first entry that differs; expected ",
+        ),
+        (check_mean_loss, lambda parts: mean_loss(parts[1:]), "f returned 0.9933 for the mean; expected 1.1."),
+        (check_calibration_error, lambda p, y, num_bins=10: 2.0, "f returned 2 for the error; expected "),
+        (
+            check_calibration_error,
+            lambda p, y, num_bins=10: calibration_error(p, y, 2 * num_bins - 10),
+            "f returned 0 for the error with num_bins=5; expected ",
+        ),
+        (
+            check_calibration_error,
+            lambda p, y, num_bins=10: calibration_error(p, y, num_bins) + 0.25 * (p == 1).any(),
+            "for the error with a probability of 1; expected ",
+        ),
+        (
+            check_deletion,
+            lambda model, ids: deletion(model, ids) * torch.tensor([1, 1, 1, 2, 1]),
+            "f returned 0.5081 for the effects at [3], the first entry that differs; expected ",
+        ),
     ],
 )
 def test_an_unknown_mistake_is_shown_where_it_begins(check, wrong, sentence):
@@ -879,11 +1144,15 @@ def test_a_small_difference_is_shown_with_more_digits():
         (check_rotary, rotary, 5e-6, 2e-5),
         (check_layer_norm, layer_norm, 5e-10, 2e-9),
         (check_learning_rate, learning_rate, 5e-7, 2e-6),
+        (check_log_count_ratio, log_count_ratio, 5e-6, 2e-5),
+        (check_mean_loss, mean_loss, 5e-7, 2e-6),
+        (check_calibration_error, calibration_error_by_histogram, 5e-7, 2e-6),
+        (check_deletion, deletion, 5e-7, 2e-6),
     ],
 )
 def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):
     check(lambda *args: right(*args) + passes)
-    assert "the first entry that differs" in message(check, lambda *args: right(*args) + fails)
+    assert re.match(r"f returned \S+ for the ", message(check, lambda *args: right(*args) + fails))
 
 
 @pytest.mark.parametrize(

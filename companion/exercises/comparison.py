@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def as_pair(result: object, names: str) -> tuple[object, object]:
 
 def as_number(result: object, kind: type) -> Tensor:
     """Make a tensor of a number, such as `compare` takes; an int does for a float."""
-    if isinstance(result, Tensor) and result.dim() == 0:
+    if isinstance(result, Tensor | np.generic) and result.ndim == 0:
         result = result.item()
     if not isinstance(result, kind | int):
         raise AssertionError(f"f returned type {type(result).__name__}; expected a number, {kind.__name__}.")
