@@ -1,5 +1,6 @@
 """Several processes train and measure as one does: on CPUs with gloo, with whole and with sharded weights."""
 
+import itertools
 import json
 import os
 import re
@@ -177,12 +178,15 @@ def test_sharded_weights_train_as_whole_ones_and_leave_the_same_files(runs):
     for entry, expected in zip(sharded.history, whole.history, strict=True):
         assert entry["train"]["loss"] == pytest.approx(expected["train"]["loss"], abs=1e-5)
         assert entry["dev"]["loss"] == pytest.approx(expected["dev"]["loss"], abs=1e-5)
-    # The gradients are summed in another order; Adam divides by their size, and a small one may be off by far more.
-    assert_close(load_file(runs / "whole/model.safetensors"), load_file(runs / "sharded/model.safetensors"), 1e-4)
-    optimizers = [
-        load_file(runs / kind / "checkpoints/epoch-0002/optimizer.safetensors") for kind in ("whole", "sharded")
-    ]
-    assert_close(*optimizers, 1e-4)
+    weights, optimizers = (
+        [load_file(runs / kind / f"{path}.safetensors") for kind in ("whole", "sharded")]
+        for path in ("model", "checkpoints/epoch-0002/optimizer")
+    )
+    for tensors, layer in itertools.product(weights, range(2)):
+        # The softmax cancels the bias of the keys: its gradient is rounding alone, which Adam scales up to a step.
+        tensors[f"encoder.layers.{layer}.attention.in_proj.bias"][8:16] = 0
+    assert_close(*weights, 1e-6)
+    assert_close(*optimizers, 1e-6)
     assert "encoder.layers.0.feed_forward.inner.weight.exp_avg_sq" in optimizers[0]
 
 
