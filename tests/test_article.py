@@ -256,7 +256,7 @@ def test_it_trains_with_the_package_s_loop(steps):
     config = ArticleConfig(vocab_size=len(vocabulary), max_length=64, **dict.fromkeys(PIECES[:steps], True))
     model = ArticleClassifier(config)
     record = train(model, batches, TrainingConfig(epochs=5, learning_rate=1e-2), loss_fn=classification_loss)
-    assert record.config["model"] == vars(config)
+    assert record.config["model"] == {"kind": "ArticleClassifier", **vars(config)}
     assert evaluate(model, dev, loss_fn=classification_loss)["accuracy"] > 0.6  # chance, and three deviations
 
 

@@ -591,7 +591,9 @@ def test_training_is_quiet_where_stderr_is_no_terminal(tmp_path):
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_end(tmp_path, run, number, capsys):
     folder = tmp_path / "run"
     words = ["train", "toy", "--output", str(folder), *SMALL, "--checkpoint-every", "20"]
-    process = subprocess.Popen([sys.executable, "-m", "companion", *words], stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as here: the bits depend on them
+    command = [sys.executable, "-m", "companion", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 60
     while not list(folder.glob("checkpoints/epoch-*")) and time.monotonic() < deadline:
         time.sleep(0.001)

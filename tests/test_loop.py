@@ -187,6 +187,7 @@ def test_a_signal_ends_the_training_after_the_update_with_a_checkpoint(tmp_path,
 
 
 def test_without_a_run_folder_a_signal_interrupts_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     calls = []
 
     def loss_fn(model, batch):
@@ -196,6 +197,7 @@ def test_without_a_run_folder_a_signal_interrupts_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         train(classifier(), batches(), CONFIG, loss_fn=loss_fn)
+    signal.signal(signal.SIGINT, before)
     assert len(calls) == 1
 
 
