@@ -2,7 +2,6 @@ from . import exercises as exercises
 from . import experiments as experiments
 from . import toy as toy
 from .article import ArticleClassifier as ArticleClassifier
-from .article import ArticleConfig as ArticleConfig
 from .attention import AttentionOutput as AttentionOutput
 from .attention import MultiHeadAttention as MultiHeadAttention
 from .attention import causal_mask as causal_mask
@@ -13,7 +12,6 @@ from .baselines import NBSVM as NBSVM
 from .baselines import LinearClassifier as LinearClassifier
 from .baselines import TfidfLogisticRegression as TfidfLogisticRegression
 from .baselines import interpolate as interpolate
-from .baselines import log_count_ratio as log_count_ratio
 from .baselines import run_baseline as run_baseline
 from .batching import LabelledBatch as LabelledBatch
 from .batching import LengthBucketSampler as LengthBucketSampler
@@ -21,7 +19,9 @@ from .batching import labelled_batches as labelled_batches
 from .batching import pad_batch as pad_batch
 from .batching import tagged_batches as tagged_batches
 from .cache import KeyValueCache as KeyValueCache
+from .configs import ArticleConfig as ArticleConfig
 from .configs import ClassifierConfig as ClassifierConfig
+from .configs import NGramConfig as NGramConfig
 from .configs import Seq2SeqConfig as Seq2SeqConfig
 from .configs import TokenClassifierConfig as TokenClassifierConfig
 from .corpus import TokenizedCorpus as TokenizedCorpus
@@ -67,8 +67,8 @@ from .models import Seq2SeqTransformer as Seq2SeqTransformer
 from .models import TextClassifier as TextClassifier
 from .models import TokenClassifier as TokenClassifier
 from .ngrams import NGramClassifier as NGramClassifier
-from .ngrams import NGramConfig as NGramConfig
 from .ngrams import NGrams as NGrams
+from .ngrams import log_count_ratio as log_count_ratio
 from .ngrams import ngram_keys as ngram_keys
 from .optimization import TrainingConfig as TrainingConfig
 from .plotting import plot_attention as plot_attention

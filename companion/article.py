@@ -1,7 +1,6 @@
 """The article's model: the classifier that this book began with, made runnable, and what it lacks, piece by piece."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,63 +9,10 @@ from torch import Tensor, nn
 
 from companion.attention import MultiHeadAttention, padding_mask
 from companion.checks import check_ids
+from companion.configs import ArticleConfig
 from companion.feed_forward import FeedForward
+from companion.models import masked_mean
 from companion.positions import SinusoidalPositionalEncoding
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArticleConfig:
-    """The shape of an `ArticleClassifier`: the article's, and the pieces that it lacks, each of them off.
-
-    Attributes:
-        vocab_size: Number of tokens.
-        d_model: Width.
-        num_heads: Attention heads.
-        head_dim: Width of a head; Keras's ``key_dim``.
-        max_length: The longest input, in tokens.
-        pad_id: The id of padding.
-        unknown_id: The id of the unknown token.
-        mask: Padding is neither attended to nor averaged.
-        positions: The embeddings are multiplied by the root of their width and get sinusoids added, as in sections
-            3.4 and 3.5 of Vaswani et al., 2017. (Without the product the sinusoids would be 25 times as large.)
-        residual_norm: A residual connection with LayerNorm around the attention, in the place of the concatenation.
-        feed_forward: A feed-forward network within a residual connection with LayerNorm, in the place of the dense
-            layer; only with ``residual_norm``.
-        d_ff: Its inner width.
-
-    Raises:
-        ValueError: If a value is out of range; the message names the field and what would do.
-
-    Example:
-        >>> ArticleConfig(feed_forward=True)
-        Traceback (most recent call last):
-        ValueError: feed_forward=True needs residual_norm=True
-    """
-
-    vocab_size: int = 10_000
-    d_model: int = 64
-    num_heads: int = 2
-    head_dim: int = 64
-    max_length: int = 512
-    pad_id: int = 0
-    unknown_id: int = 1
-    mask: bool = False
-    positions: bool = False
-    residual_norm: bool = False
-    feed_forward: bool = False
-    d_ff: int = 256
-
-    def __post_init__(self) -> None:
-        for field in ("vocab_size", "d_model", "num_heads", "head_dim", "max_length", "d_ff"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}; choose 1 or more")
-        for field in ("pad_id", "unknown_id"):
-            if not 0 <= getattr(self, field) < self.vocab_size:
-                raise ValueError(f"{field}={getattr(self, field)}; choose 0 <= {field} < vocab_size={self.vocab_size}")
-        if self.positions and self.d_model % 2:
-            raise ValueError(f"d_model={self.d_model} is odd; positions need an even one")
-        if self.feed_forward and not self.residual_norm:
-            raise ValueError("feed_forward=True needs residual_norm=True")
 
 
 class ArticleClassifier(nn.Module):
@@ -133,9 +79,5 @@ class ArticleClassifier(nn.Module):
         attended = self.attention(x, mask=mask).output
         x = self.attention_norm(x + attended) if config.residual_norm else torch.cat((x, attended), dim=-1)
         x = self.feed_forward_norm(x + self.feed_forward(x)) if config.feed_forward else F.relu(self.dense(x))
-        if mask is None:
-            mean = x.mean(dim=1)
-        else:
-            kept = mask[:, 0, 0, :, None].to(x.dtype)
-            mean = (kept * x).sum(dim=1) / kept.sum(dim=1).clamp(min=1.0)
+        mean = x.mean(dim=1) if mask is None else masked_mean(x, mask[:, 0, 0])
         return self.output(mean).squeeze(-1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from companion.ngrams import log_count_ratio
 from companion.records import TrainingRecord, git_commit, hardware, package_versions
 from companion.text import Review, WordTokenizer
 
@@ -126,24 +127,6 @@ class NBSVM:
         svm = LinearSVC(C=self.C, fit_intercept=False, tol=1e-2, random_state=self.seed)
         svm.fit(presence.multiply(ratio).tocsr(), positive)
         return LinearClassifier(vectorizer, ratio * interpolate(svm.coef_[0], self.beta), 0.0)
-
-
-def log_count_ratio(p: Float[np.ndarray, "ngrams"], q: Float[np.ndarray, "ngrams"]) -> Float[np.ndarray, "ngrams"]:
-    """Compute ``log((p / sum(p)) / (q / sum(q)))``: how much more often an n-gram is in a positive text.
-
-    Args:
-        p: For each n-gram, the number of positive texts that have it, smoothed; ``(ngrams,)``.
-        q: The same of the negative texts.
-
-    Returns:
-        The ratios, ``(ngrams,)``.
-
-    Example:
-        >>> import numpy as np
-        >>> log_count_ratio(np.array([3.0, 1.0]), np.array([1.0, 3.0])).round(3).tolist()  # log 3, -log 3
-        [1.099, -1.099]
-    """
-    return np.log(p / p.sum()) - np.log(q / q.sum())
 
 
 def interpolate(weights: Float[np.ndarray, "ngrams"], beta: int | float) -> Float[np.ndarray, "ngrams"]:

@@ -8,8 +8,8 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,12 +81,16 @@ BASE = ClassifierConfig(vocab_size=10_000, word_dropout=0.3)
 BEST = NGramConfig(vocab_size=30_000, d_model=32, num_layers=0, positions="none", word_dropout=0.3)
 """The shape of the best row: the mean of the n-grams' vectors, weighted as naive Bayes weights n-grams."""
 
-BEST_TRAINING = TrainingConfig(epochs=5, learning_rate=4e-3)
-"""How the best row is trained."""
-
+_BEST_ROW = Row(
+    name="best", model=BEST, training=TrainingConfig(epochs=5, learning_rate=4e-3), max_tokens=16_384, seeds=3
+)
 _PIECES = ("mask", "positions", "residual_norm", "feed_forward")
-_TENTH = TrainingConfig(epochs=10)
-_HUNDREDTH = TrainingConfig(epochs=40)
+
+
+def _change(row: Row, name: str, **changes: Any) -> Row:
+    """Return the row of one seed with another model."""
+    return dataclasses.replace(row, name=name, model=dataclasses.replace(row.model, **changes), seeds=1)
+
 
 ROWS: tuple[Row | BaselineRow, ...] = (
     *(
@@ -99,22 +103,15 @@ ROWS: tuple[Row | BaselineRow, ...] = (
     Row(name="base", model=BASE, seeds=3),
     Row(name="base-fp32", model=BASE, training=TrainingConfig(mixed_precision="fp32")),
     Row(name="base-bf16", model=BASE, training=TrainingConfig(mixed_precision="bf16")),
-    Row(name="base-10-percent", model=BASE, training=_TENTH, share=0.1),
-    Row(name="base-1-percent", model=BASE, training=_HUNDREDTH, share=0.01),
+    Row(name="base-10-percent", model=BASE, training=TrainingConfig(epochs=10), share=0.1),
+    Row(name="base-1-percent", model=BASE, training=TrainingConfig(epochs=40), share=0.01),
     Row(name="base-bag", model=dataclasses.replace(BASE, num_layers=0, positions="none")),
-    Row(name="best", model=BEST, training=BEST_TRAINING, max_tokens=16_384, seeds=3),
-    Row(name="best-bigrams", model=dataclasses.replace(BEST, max_n=2), training=BEST_TRAINING, max_tokens=16_384),
-    Row(
-        name="best-unweighted",
-        model=dataclasses.replace(BEST, weighted=False),
-        training=BEST_TRAINING,
-        max_tokens=16_384,
-    ),
-    Row(
-        name="best-attention",
-        model=dataclasses.replace(BEST, num_layers=1, positions="learned", word_dropout=0.75),
+    _BEST_ROW,
+    _change(_BEST_ROW, "best-bigrams", max_n=2),
+    _change(_BEST_ROW, "best-unweighted", weighted=False),
+    dataclasses.replace(
+        _change(_BEST_ROW, "best-attention", num_layers=1, positions="learned", word_dropout=0.75),
         training=TrainingConfig(epochs=3),
-        max_tokens=16_384,
     ),
     BaselineRow(name="nbsvm-unigrams", baseline=NBSVM(max_n=1)),
     BaselineRow(name="nbsvm-unigrams-spaces", baseline=NBSVM(max_n=1), tokenizer="spaces"),
@@ -127,30 +124,45 @@ ROWS: tuple[Row | BaselineRow, ...] = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The three splits of a corpus, as reviews and as tokens.
+    """The three splits of a corpus, as reviews and as tokens; `Splits.build` makes them.
 
-    Args:
+    Attributes:
         training: Reviews to train on.
         dev: Those to choose by.
         test: Those to report.
-        share: The share of the training reviews to keep, drawn at random; a smaller one is part of a larger one.
-
-    Raises:
-        ValueError: If ``share`` is not in (0, 1].
+        training_tokens: The tokens of ``training``.
+        dev_tokens: Those of ``dev``.
+        test_tokens: Those of ``test``.
     """
 
-    def __init__(
-        self, training: Sequence[Review], dev: Sequence[Review], test: Sequence[Review], *, share: float = 1.0
-    ) -> None:
+    training: Sequence[Review]
+    dev: Sequence[Review]
+    test: Sequence[Review]
+    training_tokens: TokenizedCorpus
+    dev_tokens: TokenizedCorpus
+    test_tokens: TokenizedCorpus
+
+    @classmethod
+    def build(cls, training: Sequence[Review], dev: Sequence[Review], test: Sequence[Review]) -> "Splits":
+        """Tokenize reviews."""
+        corpora = [TokenizedCorpus.build(reviews, WordTokenizer()) for reviews in (training, dev, test)]
+        tokens = dict(zip(("training_tokens", "dev_tokens", "test_tokens"), corpora, strict=True))
+        return cls(training=training, dev=dev, test=test, **tokens)
+
+    def reduce(self, share: float) -> "Splits":
+        """Keep a share of the training reviews, drawn at random; a smaller one is part of a larger one.
+
+        Raises:
+            ValueError: If ``share`` is not in (0, 1].
+        """
         if not 0 < share <= 1:
             raise ValueError(f"share={share}; choose 0 < share <= 1")
-        generator = torch.Generator().manual_seed(0)
-        kept = torch.randperm(len(training), generator=generator)[: round(share * len(training))].sort().values
-        self.training, self.dev, self.test = [training[index] for index in kept.tolist()], list(dev), list(test)
-        tokenizer = WordTokenizer()
-        self.training_tokens, self.dev_tokens, self.test_tokens = (
-            TokenizedCorpus.build(reviews, tokenizer) for reviews in (self.training, self.dev, self.test)
+        order = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(0))
+        rows = order[: round(share * len(self.training))].sort().values.tolist()
+        return dataclasses.replace(
+            self, training=[self.training[row] for row in rows], training_tokens=self.training_tokens.select(rows)
         )
 
 
@@ -231,7 +243,7 @@ def _make_model(
     return NGramClassifier(dataclasses.replace(config, num_ngrams=len(table.keys)), table)
 
 
-def test_outputs(runs: Mapping[str, str | os.PathLike[str]], test: Sequence[Review]) -> dict[str, Tensor]:
+def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: Sequence[Review]) -> dict[str, Tensor]:
     """Collect what trained models say of each review of the test split, for the curves that a mean cannot give.
 
     Args:
@@ -262,7 +274,7 @@ def run_rows(
 ) -> None:
     """Run rows on IMDB, each seed in a folder of its own, and gather the records in ``records/``.
 
-    Once the rows ``base`` and ``best`` are there, `test_outputs` of their first seeds joins the records.
+    Once the rows ``base`` and ``best`` are there, `collect_outputs` of their first seeds joins the records.
 
     Args:
         names: Names of rows; none stands for all.
@@ -280,18 +292,16 @@ def run_rows(
     rows = [row for row in ROWS if not names or row.name in names]
     records = Path(output, "records")
     records.mkdir(parents=True, exist_ok=True)
-    training, dev = hold_out(load_imdb("train"))
-    test = load_imdb("test")
-    for share, of_share in groupby(sorted(rows, key=lambda row: -row.share), key=lambda row: row.share):
-        splits = Splits(training, dev, test, share=share)
-        for row in of_share:
-            for seed in range(row.seeds if isinstance(row, Row) else 1):
-                run = Path(output, f"{row.name}-{seed}")
-                record = run_row(row, splits, run, seed=seed, command=command)
-                group = "imdb" if isinstance(row, Row) else "baselines"
-                record.save(records / f"{group}-{run.name}.json")
-                figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
-                report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
+    splits = Splits.build(*hold_out(load_imdb("train")), load_imdb("test"))
+    for row in rows:
+        reduced = splits.reduce(row.share)
+        for seed in range(row.seeds if isinstance(row, Row) else 1):
+            run = Path(output, f"{row.name}-{seed}")
+            record = run_row(row, reduced, run, seed=seed, command=command)
+            group = "imdb" if isinstance(row, Row) else "baselines"
+            record.save(records / f"{group}-{run.name}.json")
+            figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
+            report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
     runs = {name: Path(output, f"{name}-0") for name in ("base", "best")}
     if all((run / "record.json").exists() for run in runs.values()):
-        save_weights(test_outputs(runs, test), records / "imdb-test.safetensors")
+        save_weights(collect_outputs(runs, splits.test), records / "imdb-test.safetensors")

@@ -97,6 +97,95 @@ class TokenClassifierConfig(ClassifierConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NGramConfig(ClassifierConfig):
+    """The shape of an `NGramClassifier`: that of a classifier, and its table's.
+
+    ``word_dropout`` is the probability with which training leaves out an n-gram.
+
+    Attributes:
+        max_n: The n-grams are those of 1 to ``max_n`` tokens.
+        num_ngrams: Number of n-grams in the table.
+        weighted: An n-gram's embedding is multiplied by the magnitude of its log-count ratio.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> NGramConfig(num_ngrams=0)
+        Traceback (most recent call last):
+        ValueError: num_ngrams=0; choose 1 or more
+    """
+
+    max_n: int = 3
+    num_ngrams: int = 1
+    weighted: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "max_n", "num_ngrams")
+        if self.vocab_size**self.max_n >= 2**63:
+            raise ValueError(f"vocab_size={self.vocab_size} to the power of max_n={self.max_n} is past 64 bits")
+        if self.pad_id != 0:
+            raise ValueError(f"pad_id={self.pad_id}; choose 0, which keeps n-grams of different n apart")
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding: the first one, 0, stands for what is not in the table."""
+        return self.num_ngrams + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArticleConfig:
+    """The shape of an `ArticleClassifier`: the article's, and the pieces that it lacks, each of them off.
+
+    Attributes:
+        vocab_size: Number of tokens.
+        d_model: Width.
+        num_heads: Attention heads.
+        head_dim: Width of a head; Keras's ``key_dim``.
+        max_length: The longest input, in tokens.
+        pad_id: The id of padding.
+        unknown_id: The id of the unknown token.
+        mask: Padding is neither attended to nor averaged.
+        positions: The embeddings are multiplied by the root of their width and get sinusoids added, as in sections
+            3.4 and 3.5 of Vaswani et al., 2017. (Without the product the sinusoids would be 25 times as large.)
+        residual_norm: A residual connection with LayerNorm around the attention, in the place of the concatenation.
+        feed_forward: A feed-forward network within a residual connection with LayerNorm, in the place of the dense
+            layer; only with ``residual_norm``.
+        d_ff: Its inner width.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> ArticleConfig(feed_forward=True)
+        Traceback (most recent call last):
+        ValueError: feed_forward=True needs residual_norm=True
+    """
+
+    vocab_size: int = 10_000
+    d_model: int = 64
+    num_heads: int = 2
+    head_dim: int = 64
+    max_length: int = 512
+    pad_id: int = 0
+    unknown_id: int = 1
+    mask: bool = False
+    positions: bool = False
+    residual_norm: bool = False
+    feed_forward: bool = False
+    d_ff: int = 256
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "vocab_size", "d_model", "num_heads", "head_dim", "max_length", "d_ff")
+        _check_ids(self, "vocab_size", "pad_id", "unknown_id")
+        if self.positions and self.d_model % 2:
+            raise ValueError(f"d_model={self.d_model} is odd; positions need an even one")
+        if self.feed_forward and not self.residual_norm:
+            raise ValueError("feed_forward=True needs residual_norm=True")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig:
     """The shape of a `Seq2SeqTransformer`; what is left out is as in the base model of Vaswani et al., 2017, table 3.
 

@@ -84,7 +84,7 @@ class TextClassifier(_Classifier):
         """
         self._check(input_ids)
         mask = padding_mask(input_ids, self.config.pad_id)
-        return self.output(_masked_mean(self._encode(input_ids, mask), mask[:, 0, 0])).squeeze(-1)
+        return self.output(masked_mean(self._encode(input_ids, mask), mask[:, 0, 0])).squeeze(-1)
 
 
 class TokenClassifier(_Classifier):
@@ -330,7 +330,7 @@ def _make_bias(
     return alibi_bias(config.num_heads, query_length, key_length, device=device)
 
 
-def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Average over the positions where ``mask``; zeros where there is none."""
     weights = mask.unsqueeze(-1).to(x.dtype)
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

@@ -1,7 +1,6 @@
 """N-grams: a table of those that training texts hold, and a classifier that reads them beside the words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,48 +8,8 @@ import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
-from companion.configs import ClassifierConfig
+from companion.configs import NGramConfig
 from companion.models import TextClassifier
-
-
-@dataclass(frozen=True, kw_only=True)
-class NGramConfig(ClassifierConfig):
-    """The shape of an `NGramClassifier`: that of a classifier, and its table's.
-
-    ``word_dropout`` is the probability with which training leaves out an n-gram.
-
-    Attributes:
-        max_n: The n-grams are those of 1 to ``max_n`` tokens.
-        num_ngrams: Number of n-grams in the table.
-        weighted: An n-gram's embedding is multiplied by the magnitude of its log-count ratio.
-
-    Raises:
-        ValueError: If a value is out of range; the message names the field and what would do.
-
-    Example:
-        >>> NGramConfig(num_ngrams=0)
-        Traceback (most recent call last):
-        ValueError: num_ngrams=0; choose 1 or more
-    """
-
-    max_n: int = 3
-    num_ngrams: int = 1
-    weighted: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("max_n", "num_ngrams"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}; choose 1 or more")
-        if self.vocab_size**self.max_n >= 2**63:
-            raise ValueError(f"vocab_size={self.vocab_size} to the power of max_n={self.max_n} is past 64 bits")
-        if self.pad_id != 0:
-            raise ValueError(f"pad_id={self.pad_id}; choose 0, which keeps n-grams of different n apart")
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the embedding: the first one, 0, stands for what is not in the table."""
-        return self.num_ngrams + 1
 
 
 class NGrams(NamedTuple):
@@ -96,25 +55,37 @@ class NGrams(NamedTuple):
         Raises:
             ValueError: If no n-gram is in so many texts.
         """
-        totals: list[tuple[np.ndarray, np.ndarray]] = []
-        for n in range(1, max_n + 1):
-            counts = []
-            for label in (0, 1):
-                texts = [ids for ids, given in zip(sequences, labels, strict=True) if given == label]
-                counts.append(_document_counts(texts, vocab_size, n))
-            keys = np.union1d(counts[0][0], counts[1][0])
-            both = np.zeros((2, len(keys)), np.int64)
-            for row, (found, number) in zip(both, counts, strict=True):
-                row[np.searchsorted(keys, found)] = number
-            kept = both.sum(axis=0) >= min_count
-            totals.append((keys[kept], both[:, kept]))
-        keys = np.concatenate([part for part, _ in totals])
-        if not len(keys):
+        parts, positive = [np.empty(0, np.int64)], [np.empty(0, bool)]
+        for ids, label in zip(sequences, labels, strict=True):
+            row = torch.tensor([ids], dtype=torch.int64)
+            keys = np.unique(torch.cat([ngram_keys(row, n + 1, vocab_size) for n in range(max_n)]).numpy())
+            parts.append(keys[keys > 0])
+            positive.append(np.full(len(parts[-1]), label == 1))
+        keys, place, total = np.unique(np.concatenate(parts), return_inverse=True, return_counts=True)
+        p = np.bincount(place, weights=np.concatenate(positive), minlength=len(keys))
+        kept = total >= min_count
+        if not kept.any():
             raise ValueError(f"min_count={min_count}: no n-gram is in so many of the {len(sequences)} texts")
-        negative, positive = np.concatenate([part for _, part in totals], axis=1) + 1.0
-        ratios = np.log(positive / positive.sum()) - np.log(negative / negative.sum())
-        order = keys.argsort()
-        return cls(torch.from_numpy(keys[order]), torch.from_numpy(ratios[order]).float())
+        ratios = log_count_ratio(p[kept] + 1, (total - p)[kept] + 1)
+        return cls(torch.from_numpy(keys[kept]), torch.from_numpy(ratios).float())
+
+
+def log_count_ratio(p: Float[np.ndarray, "ngrams"], q: Float[np.ndarray, "ngrams"]) -> Float[np.ndarray, "ngrams"]:
+    """Compute ``log((p / sum(p)) / (q / sum(q)))``: how much more often an n-gram is in a positive text.
+
+    Args:
+        p: For each n-gram, the number of positive texts that have it, smoothed; ``(ngrams,)``.
+        q: The same of the negative texts.
+
+    Returns:
+        The ratios, ``(ngrams,)``.
+
+    Example:
+        >>> import numpy as np
+        >>> log_count_ratio(np.array([3.0, 1.0]), np.array([1.0, 3.0])).round(3).tolist()  # log 3, -log 3
+        [1.099, -1.099]
+    """
+    return np.log(p / p.sum()) - np.log(q / q.sum())
 
 
 def ngram_keys(input_ids: Int[Tensor, "batch length"], n: int, vocab_size: int) -> Int64[Tensor, "batch length"]:
@@ -190,16 +161,3 @@ class NGramClassifier(TextClassifier):
         rows = self.lookup(input_ids)
         scales = nn.functional.dropout(self.scales[rows], self.config.word_dropout, self.training)
         return (self.embedding(rows) * scales.unsqueeze(-1)).sum(dim=-2)
-
-
-def _document_counts(
-    sequences: Sequence[Sequence[int]], vocab_size: int, n: int
-) -> tuple[Int64[np.ndarray, "keys"], Int64[np.ndarray, "keys"]]:
-    """Return the numbers of the n-grams of texts, and how many texts have each."""
-    weights = vocab_size ** np.arange(n - 1, -1, -1)
-    parts = [np.empty(0, np.int64)]
-    for ids in sequences:
-        if len(ids) >= n:
-            windows = np.lib.stride_tricks.sliding_window_view(np.array(ids, np.int64), n)
-            parts.append(np.unique(windows @ weights))
-    return np.unique(np.concatenate(parts), return_counts=True)

@@ -116,7 +116,7 @@ def load_outputs(name: str) -> dict[str, Tensor]:
         name: Such as ``"imdb-test"``.
 
     Returns:
-        Tensors, a row for each example, as `companion.comparison.test_outputs` gives them.
+        Tensors, a row for each example, as `companion.comparison.collect_outputs` gives them.
 
     Raises:
         FileNotFoundError: If there is no such file; the message names those there are.

@@ -1,8 +1,9 @@
 """Run folders: what a training run leaves on disk, and how it comes back.
 
-A run folder holds ``config.json``, ``model.safetensors`` (the best weights so far), ``vocabulary.txt``,
-``checkpoints/`` (the state after the last whole epoch, or at an update since) and, once the run has ended,
-``record.json``. Tensors are kept in safetensors, all else in JSON and text; each file is written whole or not at all.
+A run folder holds ``config.json``, ``model.safetensors`` (the best weights so far), ``vocabulary.txt`` or
+``spiece.model``, ``checkpoints/`` (the state after the last whole epoch, or at an update since) and, once the run has
+ended, ``record.json``. Tensors are kept in safetensors, all else in JSON and text; each file is written whole or not
+at all.
 """
 
 import os

@@ -1,15 +1,12 @@
 import json
 import math
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import termios
 import time
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +24,7 @@ from companion.cli import main
 from companion.prediction import load_run
 from companion.records import Measurement, TrainingRecord
 from companion.text import SentencePieceTokenizer, Vocabulary, hold_out, load_imdb
+from tests.terminal import in_terminal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -545,22 +543,6 @@ def test_help_is_printed_and_ends_well(capsys, arguments):
         main(arguments)
     assert stop.value.code == 0
     assert "usage: python -m companion" in capsys.readouterr().out
-
-
-def in_terminal(command: list[str], **settings) -> tuple[int, str]:
-    """Run a command whose stderr is a terminal; return its exit code and what is seen there."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 160))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, **settings)
-    os.close(theirs)
-    seen = b""
-    while select.select([ours], [], [], 120)[0]:
-        try:
-            seen += os.read(ours, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
-    os.close(ours)
-    return process.wait(60), seen.decode()
 
 
 def test_training_shows_loss_accuracy_speed_and_the_time_left_in_a_terminal(tmp_path):

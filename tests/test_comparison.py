@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from companion import comparison, toy
 from companion.article import ArticleClassifier, ArticleConfig
 from companion.baselines import NBSVM, run_baseline
-from companion.comparison import BASE, BEST, ROWS, BaselineRow, Row, Splits, run_row, run_rows
-from companion.comparison import test_outputs as collect_outputs
+from companion.comparison import BASE, BEST, ROWS, BaselineRow, Row, Splits, collect_outputs, run_row, run_rows
 from companion.configs import ClassifierConfig
 from companion.imdb import Review
 from companion.models import TextClassifier
@@ -34,7 +33,7 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def splits():
-    return Splits(REVIEWS[:800], REVIEWS[800:1_000], REVIEWS[1_000:])
+    return Splits.build(REVIEWS[:800], REVIEWS[800:1_000], REVIEWS[1_000:])
 
 
 def accuracy(folder, reviews):
@@ -80,14 +79,14 @@ def test_a_baseline_row_is_the_baseline(splits, tmp_path):
 
 
 def test_a_smaller_share_is_part_of_a_larger_one():
-    large, small = (Splits(REVIEWS, REVIEWS[:10], REVIEWS[:10], share=share).training for share in (0.1, 0.01))
+    large, small = (Splits.build(REVIEWS, REVIEWS[:10], REVIEWS[:10]).reduce(share).training for share in (0.1, 0.01))
     assert (len(large), len(small)) == (120, 12)
     assert set(small) < set(large) < set(REVIEWS)
     assert {review.label for review in small} == {0, 1}
 
 
 def test_tokens_are_those_of_the_reviews():
-    splits = Splits(REVIEWS[:50], REVIEWS[50:70], REVIEWS[70:90], share=0.5)
+    splits = Splits.build(REVIEWS[:50], REVIEWS[50:70], REVIEWS[70:90]).reduce(0.5)
     tokenize = WordTokenizer()
     for reviews, tokens in (
         (splits.training, splits.training_tokens),
@@ -100,7 +99,7 @@ def test_tokens_are_those_of_the_reviews():
 @pytest.mark.parametrize("share", [0.0, 1.5])
 def test_a_share_out_of_range(share):
     with pytest.raises(ValueError, match=f"share={share}; choose 0 < share <= 1"):
-        Splits(REVIEWS, REVIEWS, REVIEWS, share=share)
+        Splits.build(REVIEWS, REVIEWS, REVIEWS).reduce(share)
 
 
 def test_outputs_of_the_test_split(splits, tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 
 from companion import NGramClassifier, NGramConfig, NGrams, TextClassifier, ngram_keys, toy
 from companion.configs import ClassifierConfig
-from companion.models import _masked_mean
+from companion.models import masked_mean
 from companion.text import Vocabulary
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
@@ -130,7 +130,7 @@ def test_forward_reads_the_embedding_through_the_encoder():
     model = model.eval().double()
     ids = torch.tensor([sequences[1]])
     x = model.encoder(model.positions(model._embed(ids)))
-    close(model(ids), model.output(_masked_mean(x, ids != 0))[:, 0])
+    close(model(ids), model.output(masked_mean(x, ids != 0))[:, 0])
 
 
 def test_padding_and_batch_change_nothing():

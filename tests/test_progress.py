@@ -1,13 +1,11 @@
-import os
-import pty
-import select
 import subprocess
 import sys
-import termios
 
 import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
+
+from tests.terminal import in_terminal
 
 SCRIPT = """
 from companion.progress import progress_bar
@@ -24,25 +22,14 @@ def no_setting(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
 
-def in_terminal(script: str) -> str:
-    """Run a script whose stderr is a terminal, and return what is seen there."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 120))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=theirs)
-    os.close(theirs)
-    seen = b""
-    while select.select([ours], [], [], 60)[0]:
-        try:
-            seen += os.read(ours, 4096)
-        except OSError:  # the terminal's other end is closed
-            break
-    assert process.wait(60) == 0, seen
-    os.close(ours)
-    return seen.decode()
+def seen_in_terminal(script: str) -> str:
+    code, seen = in_terminal([sys.executable, "-c", script], columns=120)
+    assert code == 0, seen
+    return seen
 
 
 def test_a_terminal_shows_the_bar_from_where_it_goes_on():
-    seen = in_terminal(SCRIPT.format(shown=True))
+    seen = seen_in_terminal(SCRIPT.format(shown=True))
     assert "epoch 1/2:  43%" in seen
     assert "| 3/7 [" in seen
     assert "| 7/7 [" in seen.splitlines()[-1]
@@ -50,12 +37,12 @@ def test_a_terminal_shows_the_bar_from_where_it_goes_on():
 
 
 def test_of_several_processes_only_one_shows_it():
-    assert in_terminal(SCRIPT.format(shown=False)) == ""
+    assert seen_in_terminal(SCRIPT.format(shown=False)) == ""
 
 
 def test_the_variable_of_tqdm_hides_it(monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert in_terminal(SCRIPT.format(shown=True)) == ""
+    assert seen_in_terminal(SCRIPT.format(shown=True)) == ""
 
 
 def test_what_is_no_terminal_shows_nothing():

@@ -1,0 +1,23 @@
+"""A terminal for a command."""
+
+import os
+import pty
+import select
+import subprocess
+import termios
+
+
+def in_terminal(command: list[str], *, columns: int = 160, **settings) -> tuple[int, str]:
+    """Run a command whose stderr is a terminal; return its exit code and what is seen there."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, **settings)
+    os.close(theirs)
+    seen = b""
+    while select.select([ours], [], [], 120)[0]:
+        try:
+            seen += os.read(ours, 4096)
+        except OSError:  # the terminal's other end is closed
+            break
+    os.close(ours)
+    return process.wait(60), seen.decode()
