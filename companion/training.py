@@ -148,6 +148,10 @@ def train(
     if run is not None and accelerator.is_main_process:
         record.save(run.record)
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        # Collected at exit, after the group of processes is gone, DDP's wrapper would wait for gloo and gloo for it.
+        del prepared, wrapped, loop
+        accelerator.free_memory()
     return record
 
 

@@ -617,6 +617,7 @@ def test_the_precision_chosen_is_written_down_and_kept_on_resume(tmp_path, monke
 
 
 TWO_PROCESSES = '''
+import gc
 import itertools
 import json
 import sys
@@ -685,9 +686,11 @@ if __name__ == "__main__":
         return loss_fn(model, batch)
 
     train(model, loader(seed=1), TrainingConfig(epochs=1, mixed_precision="fp32"), loss_fn=seeing)
+    wrappers = sum(isinstance(one, nn.parallel.DistributedDataParallel) for one in gc.get_objects())
     torch.distributed.all_gather(drawn, seeds[0])
     with open(f"{sys.argv[1]}-{torch.distributed.get_rank()}.json", "w") as file:
-        json.dump({"measured": measured, "history": record.history, "drawn": [one.item() for one in drawn]}, file)
+        found = {"measured": measured, "history": record.history, "drawn": [one.item() for one in drawn]}
+        json.dump({**found, "wrappers": wrappers}, file)
     save_file(model.state_dict(), f"{sys.argv[1]}-{torch.distributed.get_rank()}.safetensors")
     torch.distributed.destroy_process_group()
 '''
@@ -706,6 +709,7 @@ def test_two_processes_train_and_measure_as_one_does_on_their_batches_put_togeth
     for rank in range(2):
         assert_same(load_file(tmp_path / f"run-{rank}.safetensors"), load_file(tmp_path / "run-0.safetensors"))
         assert found[rank]["measured"] == pytest.approx(measured, abs=1e-6)
+        assert found[rank]["wrappers"] == 0  # one that lives until the exit can keep the process from it
     assert_same(load_file(tmp_path / "run" / "model.safetensors"), weights_of(model), tolerance=ROUNDING)
     assert [entry["tokens"] for entry in found[0]["history"]] == [37, 37, 37]
     for entry, alone in zip(found[0]["history"], record.history, strict=True):
