@@ -3,6 +3,7 @@
 NB-SVM is written out; counting n-grams and fitting linear models is scikit-learn's work, imported when it is used.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 
 from companion.ngrams import log_count_ratio
 from companion.records import TrainingRecord, git_commit, hardware, package_versions
+from companion.runs import save_weights
 from companion.text import Review, WordTokenizer
 
 Texts = Sequence[Sequence[str]]
@@ -202,6 +204,7 @@ def run_baseline(
     *,
     tokenizer: Tokenizer = "basic_english",
     data: Mapping[str, Any] | None = None,
+    outputs: str | os.PathLike[str] | None = None,
 ) -> TrainingRecord:
     """Fit a baseline to reviews, and measure it on others.
 
@@ -213,6 +216,7 @@ def run_baseline(
         tokenizer: ``"basic_english"`` is `WordTokenizer`; ``"spaces"`` splits lower-cased text at white space alone,
             as Wang & Manning did for unigrams.
         data: Which data this is, noted in the record.
+        outputs: A safetensors file to write: the decisions on ``"dev"`` and on ``"test"``.
 
     Returns:
         The record; its ``wall_seconds`` count tokenizing, fitting and both measurements.
@@ -234,7 +238,12 @@ def run_baseline(
     named = (("training", training), ("dev", dev), ("test", test))
     splits = [_tokens_and_labels(name, reviews, tokenize) for name, reviews in named]
     model = baseline.fit(*splits[0])
-    dev_accuracy, test_accuracy = (float((model.predict(texts) == labels).mean()) for texts, labels in splits[1:])
+    decisions = [model.decision(texts) for texts, _ in splits[1:]]
+    dev_accuracy, test_accuracy = (
+        float(((decision > 0) == labels).mean()) for decision, (_, labels) in zip(decisions, splits[1:], strict=True)
+    )
+    if outputs is not None:
+        save_weights(dict(zip(("dev", "test"), map(torch.from_numpy, decisions), strict=True)), outputs)
     return TrainingRecord(
         command="companion.run_baseline",
         config={

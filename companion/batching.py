@@ -74,12 +74,14 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     Examples are sorted by length, in training with a jitter that mixes neighbours anew each epoch, and cut into
     batches of at most ``max_tokens`` a process; training takes the batches in random order. Where
-    ``torch.distributed`` runs several processes, each batch is dealt out over all of them: every process gets the
-    same number of batches, of like lengths, and each example comes exactly once.
+    ``torch.distributed`` runs several processes, they share the batches that one process with so many times the tokens
+    would take (but for a last one that is too small to be shared). Every process gets as many batches as the others,
+    its part of each as large as theirs or one example smaller, and each example comes exactly once.
 
     Args:
         lengths: Number of tokens of each example.
-        max_tokens: The most tokens that a batch on one process may hold: its size times its longest length.
+        max_tokens: The most tokens that a batch may hold, its size times its longest length; of several processes,
+            the mean over their parts of it.
         shuffle: New batches in a new order each epoch, for training; without it, order and batches are fixed.
         seed: The seed of the shuffling; the batches depend on it and on the epoch alone.
         rank: This process's number; ``None`` asks ``torch.distributed``.
@@ -148,7 +150,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         longest = 0
         for index in sort_key.argsort(stable=True).tolist():
             longest = max(longest, int(self.lengths[index]))
-            room = world_size * (self.max_tokens // longest)
+            room = world_size * self.max_tokens // longest
             if not batches or len(batches[-1]) >= room:
                 batches.append([])
                 longest = int(self.lengths[index])

@@ -9,9 +9,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from companion.article import ArticleClassifier, ArticleConfig
@@ -25,10 +26,10 @@ from companion.models import TextClassifier
 from companion.ngrams import NGramClassifier, NGramConfig, NGrams
 from companion.optimization import TrainingConfig
 from companion.prediction import Classifier, Predictor, evaluation_batches, load_run
-from companion.records import TrainingRecord
-from companion.runs import RunFolder, save_weights
+from companion.records import TrainingRecord, git_commit
+from companion.runs import RunFolder, load_weights, save_weights
 from companion.text import WordTokenizer
-from companion.training import evaluate, train
+from companion.training import train
 
 MIN_COUNT = 4
 """In how many training reviews an n-gram must be for `NGramClassifier`."""
@@ -73,6 +74,23 @@ class BaselineRow:
     baseline: NBSVM | TfidfLogisticRegression
     tokenizer: Tokenizer = "basic_english"
     share: float = 1.0
+    seeds: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleRow:
+    """A row of several rows' models together: the mean of their outputs, each by its standard deviation on dev.
+
+    Attributes:
+        name: Its name.
+        members: The rows; one that has fewer seeds takes turns with them.
+        seeds: How many ensembles there are, each of other seeds.
+    """
+
+    name: str
+    members: tuple[Row | BaselineRow, ...]
+    seeds: int = 1
+    share: ClassVar[float] = 1.0
 
 
 BASE = ClassifierConfig(vocab_size=10_000, word_dropout=0.3)
@@ -84,6 +102,7 @@ BEST = NGramConfig(vocab_size=30_000, d_model=32, num_layers=0, positions="none"
 _BEST_ROW = Row(
     name="best", model=BEST, training=TrainingConfig(epochs=5, learning_rate=4e-3), max_tokens=16_384, seeds=3
 )
+_TRIGRAMS = BaselineRow(name="nbsvm-trigrams", baseline=NBSVM(max_n=3))
 _PIECES = ("mask", "positions", "residual_norm", "feed_forward")
 
 
@@ -92,7 +111,7 @@ def _change(row: Row, name: str, **changes: Any) -> Row:
     return dataclasses.replace(row, name=name, model=dataclasses.replace(row.model, **changes), seeds=1)
 
 
-ROWS: tuple[Row | BaselineRow, ...] = (
+ROWS: tuple[Row | BaselineRow | EnsembleRow, ...] = (
     *(
         Row(
             name=f"article-{_PIECES[count - 1].replace('_', '-')}" if count else "article",
@@ -107,6 +126,7 @@ ROWS: tuple[Row | BaselineRow, ...] = (
     Row(name="base-1-percent", model=BASE, training=TrainingConfig(epochs=40), share=0.01),
     Row(name="base-bag", model=dataclasses.replace(BASE, num_layers=0, positions="none")),
     _BEST_ROW,
+    _change(_BEST_ROW, "best-unigrams", max_n=1),
     _change(_BEST_ROW, "best-bigrams", max_n=2),
     _change(_BEST_ROW, "best-unweighted", weighted=False),
     dataclasses.replace(
@@ -118,10 +138,14 @@ ROWS: tuple[Row | BaselineRow, ...] = (
     BaselineRow(name="nbsvm-bigrams", baseline=NBSVM(max_n=2)),
     BaselineRow(name="nbsvm-bigrams-10-percent", baseline=NBSVM(max_n=2), share=0.1),
     BaselineRow(name="nbsvm-bigrams-1-percent", baseline=NBSVM(max_n=2), share=0.01),
-    BaselineRow(name="nbsvm-trigrams", baseline=NBSVM(max_n=3)),
+    _TRIGRAMS,
     BaselineRow(name="tfidf-unigrams", baseline=TfidfLogisticRegression(max_n=1)),
     BaselineRow(name="tfidf-bigrams", baseline=TfidfLogisticRegression(max_n=2)),
+    EnsembleRow(name="ensemble", members=(_BEST_ROW, _TRIGRAMS), seeds=3),
 )
+
+COLLECTED = ("base", "best", "nbsvm-trigrams", "ensemble")
+"""The rows whose outputs on the test split go into the records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +191,7 @@ class Splits:
 
 
 def run_row(
-    row: Row | BaselineRow,
+    row: Row | BaselineRow | EnsembleRow,
     splits: Splits,
     output: str | os.PathLike[str],
     *,
@@ -176,6 +200,9 @@ def run_row(
     command: str = "companion.comparison.run_row",
 ) -> TrainingRecord:
     """Train what a row asks for, measure it, and write its record; what is finished in ``output`` is not repeated.
+
+    Beside the record stands ``outputs.safetensors``: what the model says of each review of ``"dev"`` and ``"test"``,
+    more than 0 for label 1. The runs of an ensemble's members are looked for, and made, beside ``output``.
 
     Args:
         row: The row.
@@ -191,8 +218,10 @@ def run_row(
     run = RunFolder(output)
     if run.record.exists() and (record := TrainingRecord.load(run.record)).test is not None:
         return record
-    if isinstance(row, BaselineRow):
-        run.folder.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(row, Row):
+        record = _train_row(row, splits, run, seed, corpus)
+    elif isinstance(row, BaselineRow):
         record = run_baseline(
             row.baseline,
             splits.training,
@@ -200,9 +229,10 @@ def run_row(
             splits.test,
             tokenizer=row.tokenizer,
             data={"corpus": corpus, "share": row.share},
+            outputs=run.outputs,
         )
     else:
-        record = _train_row(row, splits, run, seed, corpus)
+        record = _combine_members(row, splits, run, seed, corpus, command)
     record = dataclasses.replace(record, command=command)
     record.save(run.record)
     return record
@@ -211,25 +241,68 @@ def run_row(
 def _train_row(row: Row, splits: Splits, run: RunFolder, seed: int, corpus: str) -> TrainingRecord:
     training = splits.training_tokens.truncate(row.model.max_length)
     vocabulary = training.build_vocabulary(max_size=row.model.vocab_size)
-    run.folder.mkdir(parents=True, exist_ok=True)
     vocabulary.save(run.vocabulary)
     ids = training.encode(vocabulary)
     torch.manual_seed(seed)
     model = _make_model(dataclasses.replace(row.model, vocab_size=len(vocabulary)), ids, training.labels)
     data = {"corpus": corpus, "max_tokens": row.max_tokens, "tokenizer": "words", "vectors": None, "share": row.share}
-    predictor = Predictor(model, vocabulary, {"data": data})
     record = train(
         model,
         labelled_batches(ids, training.labels, max_tokens=row.max_tokens, seed=seed),
         dataclasses.replace(row.training, seed=seed),
         loss_fn=classification_loss,
-        eval_batches=evaluation_batches(predictor, splits.dev_tokens),
+        eval_batches=evaluation_batches(Predictor(model, vocabulary, {"data": data}), splits.dev_tokens),
         output=run.folder,
         resume=True,
         data=data,
     )
-    test = evaluate(model, evaluation_batches(predictor, splits.test_tokens), loss_fn=classification_loss)
-    return dataclasses.replace(record, test=test)
+    predictor = load_run(run.folder)
+    dev, test = (predictor.logits([review.text for review in reviews]) for reviews in (splits.dev, splits.test))
+    save_weights({"dev": dev, "test": test}, run.outputs)
+    loss = F.binary_cross_entropy_with_logits(test, _labels(splits.test).to(test)).item()
+    return dataclasses.replace(record, test={"loss": round(loss, 6), **_accuracy(test, splits.test)})
+
+
+def _combine_members(
+    row: EnsembleRow, splits: Splits, run: RunFolder, seed: int, corpus: str, command: str
+) -> TrainingRecord:
+    runs = [RunFolder(run.folder.parent / f"{member.name}-{seed % member.seeds}") for member in row.members]
+    records = [
+        run_row(member, splits, member_run.folder, seed=seed % member.seeds, corpus=corpus, command=command)
+        for member, member_run in zip(row.members, runs, strict=True)
+    ]
+    members = [load_weights(member_run.outputs) for member_run in runs]
+    outputs = {
+        split: torch.stack([outputs[split].double() / outputs["dev"].double().std() for outputs in members]).mean(dim=0)
+        for split in ("dev", "test")
+    }
+    save_weights(outputs, run.outputs)
+    return TrainingRecord(
+        command=command,
+        config={
+            "model": {"kind": "Ensemble", "members": [member_run.folder.name for member_run in runs]},
+            "training": {},
+            "data": {"corpus": corpus, "share": row.share},
+        },
+        seed=seed,
+        commit=git_commit(),
+        versions={name: version for record in records for name, version in record.versions.items()},
+        hardware=records[0].hardware,
+        wall_seconds=round(sum(record.wall_seconds for record in records), 1),
+        tokens_per_second=None,
+        parameters=sum(record.parameters for record in records),
+        history=[],
+        dev=_accuracy(outputs["dev"], splits.dev),
+        test=_accuracy(outputs["test"], splits.test),
+    )
+
+
+def _labels(reviews: Sequence[Review]) -> Tensor:
+    return torch.tensor([review.label for review in reviews])
+
+
+def _accuracy(outputs: Tensor, reviews: Sequence[Review]) -> dict[str, float]:
+    return {"accuracy": ((outputs > 0) == _labels(reviews)).double().mean().item()}
 
 
 def _make_model(
@@ -247,22 +320,21 @@ def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: Sequence[R
     """Collect what trained models say of each review of the test split, for the curves that a mean cannot give.
 
     Args:
-        runs: Run folders, by the name to give each.
-        test: The reviews.
+        runs: Folders that `run_row` has written, by the name to give each.
+        test: The reviews that they were measured on.
 
     Returns:
         Of each review the ``label`` (uint8), the number of ``tokens`` and of ``negations`` among them (int16), and
-        under each name of ``runs`` the logit (float32).
+        under each name of ``runs`` the output (float32).
     """
     tokenize = WordTokenizer()
     tokens = [tokenize(review.text) for review in test]
     outputs = {
-        "label": torch.tensor([review.label for review in test], dtype=torch.uint8),
+        "label": _labels(test).byte(),
         "tokens": torch.tensor([len(words) for words in tokens], dtype=torch.int16),
         "negations": torch.tensor([sum(word in NEGATIONS for word in words) for words in tokens], dtype=torch.int16),
     }
-    texts = [review.text for review in test]
-    return {**outputs, **{name: load_run(folder).logits(texts) for name, folder in runs.items()}}
+    return {**outputs, **{name: load_weights(RunFolder(run).outputs)["test"].float() for name, run in runs.items()}}
 
 
 def run_rows(
@@ -274,7 +346,7 @@ def run_rows(
 ) -> None:
     """Run rows on IMDB, each seed in a folder of its own, and gather the records in ``records/``.
 
-    Once the rows ``base`` and ``best`` are there, `collect_outputs` of their first seeds joins the records.
+    Once the rows of `COLLECTED` are there, `collect_outputs` of their first seeds joins the records.
 
     Args:
         names: Names of rows; none stands for all.
@@ -295,13 +367,13 @@ def run_rows(
     splits = Splits.build(*hold_out(load_imdb("train")), load_imdb("test"))
     for row in rows:
         reduced = splits.reduce(row.share)
-        for seed in range(row.seeds if isinstance(row, Row) else 1):
+        for seed in range(row.seeds):
             run = Path(output, f"{row.name}-{seed}")
             record = run_row(row, reduced, run, seed=seed, command=command)
-            group = "imdb" if isinstance(row, Row) else "baselines"
+            group = "baselines" if isinstance(row, BaselineRow) else "imdb"
             record.save(records / f"{group}-{run.name}.json")
             figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
             report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
-    runs = {name: Path(output, f"{name}-0") for name in ("base", "best")}
+    runs = {name: Path(output, f"{name}-0") for name in COLLECTED}
     if all((run / "record.json").exists() for run in runs.values()):
         save_weights(collect_outputs(runs, splits.test), records / "imdb-test.safetensors")

@@ -2,8 +2,8 @@
 
 A run folder holds ``config.json``, ``model.safetensors`` (the best weights so far), ``vocabulary.txt`` or
 ``spiece.model``, ``checkpoints/`` (the state after the last whole epoch, or at an update since) and, once the run has
-ended, ``record.json``. Tensors are kept in safetensors, all else in JSON and text; each file is written whole or not
-at all.
+ended, ``record.json``; `companion.comparison` adds ``outputs.safetensors``. Tensors are kept in safetensors, all else
+in JSON and text; each file is written whole or not at all.
 """
 
 import os
@@ -89,6 +89,7 @@ class RunFolder:
         self.vocabulary = self.folder / "vocabulary.txt"
         self.pieces = self.folder / "spiece.model"
         self.record = self.folder / "record.json"
+        self.outputs = self.folder / "outputs.safetensors"
         self.checkpoints = self.folder / "checkpoints"
 
     def check_free(self) -> None:

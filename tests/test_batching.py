@@ -58,9 +58,24 @@ def test_every_process_gets_its_share_within_the_budget(lengths, spare, world_si
     flat = [index for batches in dealt for batch in batches for index in batch]
     assert sorted(flat) == list(range(len(lengths)))
     assert len({len(batches) for batches in dealt}) == 1
-    for batch in itertools.chain.from_iterable(dealt):
-        assert batch
-        assert len(batch) * max(lengths[index] for index in batch) <= budget
+    for parts in zip(*dealt, strict=True):
+        sizes = [len(part) for part in parts]
+        assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
+        assert sum(sizes) * max(lengths[index] for part in parts for index in part) <= world_size * budget
+
+
+@given(examples, budgets, st.integers(2, 4), st.booleans(), st.integers(0, 3), st.integers(0, 3))
+def test_processes_share_the_batches_of_one_that_takes_their_tokens(lengths, spare, world_size, shuffle, seed, epoch):
+    budget = max(lengths) + spare
+    settings = {"shuffle": shuffle, "seed": seed}
+    samplers = [
+        LengthBucketSampler(lengths, budget, rank=rank, world_size=world_size, **settings) for rank in range(world_size)
+    ]
+    assume(shareable(samplers[0], epoch))
+    one = batches_of(LengthBucketSampler(lengths, world_size * budget, rank=0, world_size=1, **settings), epoch)
+    assume(all(len(batch) >= world_size for batch in one))
+    shared = zip(*(batches_of(sampler, epoch) for sampler in samplers), strict=True)
+    assert [sorted(itertools.chain(*parts)) for parts in shared] == [sorted(batch) for batch in one]
 
 
 @given(examples, budgets, st.integers(0, 2**31), st.integers(0, 50))

@@ -21,9 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
-# Cut to 8 tokens all reviews are equally long, so that twice the tokens a batch are exactly twice the reviews.
 SMALL = [
-    *("--model.d-model", "16", "--model.d-ff", "32", "--model.num-layers", "1", "--model.max-length", "8"),
+    *("--model.d-model", "16", "--model.d-ff", "32", "--model.num-layers", "1", "--model.max-length", "64"),
     *("--model.dropout", "0", "--model.embedding-dropout", "0", "--model.word-dropout", "0"),
     *("--training.epochs", "2", "--training.learning-rate", "0.01"),
 ]
