@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, count
@@ -39,7 +40,7 @@ class TokenizedCorpus:
         >>> training = corpus.select([1]).truncate(3)
         >>> vocabulary = training.build_vocabulary()
         >>> vocabulary.decode(range(4)), corpus.encode(vocabulary)
-        (['<pad>', '<unk>', 'bad', ','], [[1, 1], [2, 3, 2, 1]])
+        (['<pad>', '<unk>', 'bad', ','], [array('i', [1, 1]), array('i', [2, 3, 2, 1])])
     """
 
     def __init__(
@@ -129,10 +130,10 @@ class TokenizedCorpus:
         counted = {token: count for token, count in zip(self._lexicon, counts, strict=True) if count}
         return Vocabulary.from_counts(counted, max_size=max_size, min_count=min_count)
 
-    def encode(self, vocabulary: Vocabulary) -> list[list[int]]:
-        """Return the token ids of each review, as ``vocabulary.encode`` gives them."""
+    def encode(self, vocabulary: Vocabulary) -> list[Sequence[int]]:
+        """Return the token ids of each review, those of ``vocabulary.encode``, as arrays of the standard library."""
         id_of = np.array(vocabulary.encode(self._lexicon), np.int32)
-        return [id_of[numbers].tolist() for numbers in self._reviews()]
+        return [array("i", id_of[numbers].tobytes()) for numbers in self._reviews()]
 
     def _reviews(self) -> list[Int32[np.ndarray, "length"]]:
         numbers = np.asarray(self._numbers)  # a memmap is slow to slice
@@ -141,8 +142,8 @@ class TokenizedCorpus:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write arrays, the lexicon as text, and the checksums of both in JSON to a folder that exists."""
         folder = Path(folder)
-        for name, array in zip(_FILES[:3], (self._numbers, self._bounds, self._labels), strict=True):
-            np.save(folder / name, array, allow_pickle=False)
+        for name, values in zip(_FILES[:3], (self._numbers, self._bounds, self._labels), strict=True):
+            np.save(folder / name, values, allow_pickle=False)
         (folder / _FILES[3]).write_bytes("".join(token + "\n" for token in self._lexicon).encode())
         checksums = {name: sha256(folder / name) for name in _FILES}
         (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", "utf-8")
