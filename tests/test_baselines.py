@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.svm import LinearSVC
 
@@ -246,12 +247,16 @@ SPLITS = (REVIEWS[:400], REVIEWS[400:500], REVIEWS[500:])
     ids=str,
 )
 def test_a_run_gives_the_record_of_what_was_measured(baseline, tokenizer, tokenize, tmp_path):
-    record = run_baseline(baseline, *SPLITS, tokenizer=tokenizer, data={"corpus": "toy"})
+    outputs = tmp_path / "outputs.safetensors"
+    record = run_baseline(baseline, *SPLITS, tokenizer=tokenizer, data={"corpus": "toy"}, outputs=outputs)
     (texts, labels), *measured = [([tokenize(r.text) for r in part], [r.label for r in part]) for part in SPLITS]
     model = baseline.fit(texts, labels)
     dev, test = ({"accuracy": (model.predict(x) == np.array(y)).sum() / len(y)} for x, y in measured)
     assert dev != test
     assert (record.dev, record.test) == (dev, test)
+    assert {name: values.tolist() for name, values in load_file(outputs).items()} == {
+        name: model.decision(x).tolist() for name, (x, _) in zip(("dev", "test"), measured, strict=True)
+    }
     assert record.parameters == len(set.union(*(set(ngrams(tokens, baseline.max_n)) for tokens in texts)))
     assert record.config == {
         "model": {"kind": type(baseline).__name__, "tokenizer": tokenizer, **dataclasses.asdict(baseline)},
