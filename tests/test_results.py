@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import companion.results
+from companion.comparison import ROWS, BaselineRow, EnsembleRow, Row
 from companion.records import Measurement, TrainingRecord
 from companion.results import PUBLISHED_IMDB, load_measurement, load_outputs, load_result, load_results
 from companion.runs import save_weights
@@ -76,14 +77,32 @@ def test_published_figures_are_those_of_their_sources():
 RESULTS = sorted(path.stem for path in companion.results.FOLDER.glob("*.json"))
 
 
-@pytest.mark.parametrize("name", [name for name in RESULTS if name.startswith("imdb")])
+@pytest.mark.parametrize("name", [name for name in RESULTS if name.startswith(("imdb", "baselines"))])
 def test_every_result_on_imdb_was_measured_on_the_test_split(name):
     record = load_result(name)
     assert record.test is not None
     assert record.dev is not None
     assert 0.5 < record.test["accuracy"] <= 1.0
-    assert record.history[-1]["epoch"] == len(record.history) == record.config["training"]["epochs"]
-    assert record.dev in [entry["dev"] for entry in record.history]
+    epochs = record.config["training"].get("epochs", 0)  # neither a linear model nor an ensemble has any
+    assert [entry["epoch"] for entry in record.history] == list(range(1, epochs + 1))
+    assert not record.history or record.dev in [entry["dev"] for entry in record.history]
+
+
+def test_every_row_of_the_comparison_has_a_record_for_each_seed():
+    group = {BaselineRow: "baselines", Row: "imdb", EnsembleRow: "imdb"}
+    names = {f"{group[type(row)]}-{row.name}-{seed}": row for row in ROWS for seed in range(row.seeds)}
+    assert {name for name in RESULTS if name not in ("imdb", "positions")} == names.keys()
+    for name, row in names.items():
+        record = load_result(name)
+        assert record.seed == int(name[-1])
+        assert record.config["data"]["share"] == row.share
+        if isinstance(row, Row):
+            shape = dataclasses.asdict(row.model) | {"vocab_size": None, "num_ngrams": None}
+            assert {key: record.config["model"][key] for key in shape if shape[key] is not None} == {
+                key: value for key, value in shape.items() if value is not None
+            }
+            training = record.config["training"]
+            assert (training["epochs"], training["learning_rate"]) == (row.training.epochs, row.training.learning_rate)
 
 
 MEASUREMENT = Measurement(
