@@ -19,7 +19,7 @@ from companion import load_imdb, tokenize_imdb
 ROUNDS = 3
 SIZE = 10_000
 
-Ids = list[Sequence[int]]
+Ids = Sequence[Sequence[int]]
 
 
 class Seconds(NamedTuple):
@@ -48,27 +48,26 @@ def with_torchtext() -> tuple[Ids, Seconds]:
     return ids, Seconds(tokenized - start, time.perf_counter() - tokenized)
 
 
+def run_round() -> tuple[dict[str, Seconds], int]:
+    """Time each way once, in turns; what one round has made is gone before the next."""
+    with tempfile.TemporaryDirectory() as cache:
+        first, seconds_first = with_companion(cache)
+        cached, seconds_cached = with_companion(cache)
+    expected, seconds_torchtext = with_torchtext()
+    assert len(first) == 75_000
+    assert first == cached, "the ids differ"
+    assert list(map(list, first)) == expected, "the ids differ"
+    return {"first": seconds_first, "cached": seconds_cached, "torchtext": seconds_torchtext}, sum(map(len, expected))
+
+
 def main() -> None:
-    rows: dict[str, list[Seconds]] = {"first": [], "cached": [], "torchtext": []}
-    for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as cache:
-            first, seconds = with_companion(cache)
-            rows["first"].append(seconds)
-            cached, seconds = with_companion(cache)
-            rows["cached"].append(seconds)
-        expected, seconds = with_torchtext()
-        rows["torchtext"].append(seconds)
-        assert len(expected) == 75_000
-        assert first == cached, "the ids differ"
-        assert list(map(list, first)) == expected, "the ids differ"
-    print(
-        f"{len(expected):,} texts, {sum(map(len, expected)):,} tokens, ids equal; medians of {ROUNDS} rounds in turns"
-    )
+    rounds, totals = zip(*(run_round() for _ in range(ROUNDS)), strict=True)
+    print(f"75,000 texts, {totals[0]:,} tokens, ids equal; medians of {ROUNDS} rounds in turns")
     print("           tokens    + ids    ratio of the sums, torchtext : this")
-    for name, measured in rows.items():
-        tokens, ids = (statistics.median(column) for column in zip(*measured, strict=True))
-        ratios = [sum(theirs) / sum(ours) for theirs, ours in zip(rows["torchtext"], measured, strict=True)]
-        print(f"{name:10} {tokens:5.2f} s  {ids:5.2f} s    {statistics.median(ratios):.2f}")
+    for name in rounds[0]:
+        tokens, ids = (statistics.median(column) for column in zip(*(seconds[name] for seconds in rounds), strict=True))
+        ratio = statistics.median(sum(seconds["torchtext"]) / sum(seconds[name]) for seconds in rounds)
+        print(f"{name:10} {tokens:5.2f} s  {ids:5.2f} s    {ratio:.2f}")
 
 
 if __name__ == "__main__":
