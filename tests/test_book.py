@@ -328,6 +328,11 @@ def test_every_check_is_an_exercise_of_a_chapter():
     assert used == {name for name in companion.__all__ if name.startswith("check_")}
 
 
+def test_the_site_shows_tables_that_cells_make():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    assert config["sphinx"]["config"]["nb_render_markdown_format"] == "gfm"  # the default, CommonMark, has no tables
+
+
 def test_site_and_package_name_the_same_repository():
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     assert config["repository"]["url"] == REPOSITORY
