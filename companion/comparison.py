@@ -83,8 +83,8 @@ class EnsembleRow:
 
     Attributes:
         name: Its name.
-        members: The rows; one that has fewer seeds takes turns with them.
-        seeds: How many ensembles there are, each of other seeds.
+        members: The rows.
+        seeds: How many ensembles there are; that of a seed takes the same seed of its members, counted round.
     """
 
     name: str
@@ -375,5 +375,5 @@ def run_rows(
             figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
             report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
     runs = {name: Path(output, f"{name}-0") for name in COLLECTED}
-    if all((run / "record.json").exists() for run in runs.values()):
+    if all(RunFolder(run).outputs.exists() for run in runs.values()):
         save_weights(collect_outputs(runs, splits.test), records / "imdb-test.safetensors")
