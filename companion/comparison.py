@@ -257,21 +257,21 @@ def _train_row(row: Row, splits: Splits, run: RunFolder, seed: int, corpus: str)
         data=data,
     )
     predictor = load_run(run.folder)
-    dev, test = (predictor.logits([review.text for review in reviews]) for reviews in (splits.dev, splits.test))
+    dev, test = (predictor.score(predictor.encode_corpus(part)) for part in (splits.dev_tokens, splits.test_tokens))
     save_weights({"dev": dev, "test": test}, run.outputs)
-    loss = F.binary_cross_entropy_with_logits(test, _labels(splits.test).to(test)).item()
-    return dataclasses.replace(record, test={"loss": round(loss, 6), **_accuracy(test, splits.test)})
+    loss = F.binary_cross_entropy_with_logits(test, torch.tensor(splits.test_tokens.labels).to(test)).item()
+    return dataclasses.replace(record, test={"loss": round(loss, 6), **_accuracy(test, splits.test_tokens)})
 
 
 def _combine_members(
     row: EnsembleRow, splits: Splits, run: RunFolder, seed: int, corpus: str, command: str
 ) -> TrainingRecord:
-    runs = [RunFolder(run.folder.parent / f"{member.name}-{seed % member.seeds}") for member in row.members]
+    names = [_run_name(member, seed) for member in row.members]
     records = [
-        run_row(member, splits, member_run.folder, seed=seed % member.seeds, corpus=corpus, command=command)
-        for member, member_run in zip(row.members, runs, strict=True)
+        run_row(member, splits, run.folder.parent / name, seed=seed % member.seeds, corpus=corpus, command=command)
+        for member, name in zip(row.members, names, strict=True)
     ]
-    members = [load_weights(member_run.outputs) for member_run in runs]
+    members = [load_weights(RunFolder(run.folder.parent / name).outputs) for name in names]
     outputs = {
         split: torch.stack([outputs[split].double() / outputs["dev"].double().std() for outputs in members]).mean(dim=0)
         for split in ("dev", "test")
@@ -280,7 +280,7 @@ def _combine_members(
     return TrainingRecord(
         command=command,
         config={
-            "model": {"kind": "Ensemble", "members": [member_run.folder.name for member_run in runs]},
+            "model": {"kind": "Ensemble", "members": names},
             "training": {},
             "data": {"corpus": corpus, "share": row.share},
         },
@@ -292,17 +292,17 @@ def _combine_members(
         tokens_per_second=None,
         parameters=sum(record.parameters for record in records),
         history=[],
-        dev=_accuracy(outputs["dev"], splits.dev),
-        test=_accuracy(outputs["test"], splits.test),
+        dev=_accuracy(outputs["dev"], splits.dev_tokens),
+        test=_accuracy(outputs["test"], splits.test_tokens),
     )
 
 
-def _labels(reviews: Sequence[Review]) -> Tensor:
-    return torch.tensor([review.label for review in reviews])
+def _run_name(row: Row | BaselineRow | EnsembleRow, seed: int) -> str:
+    return f"{row.name}-{seed % row.seeds}"
 
 
-def _accuracy(outputs: Tensor, reviews: Sequence[Review]) -> dict[str, float]:
-    return {"accuracy": ((outputs > 0) == _labels(reviews)).double().mean().item()}
+def _accuracy(outputs: Tensor, corpus: TokenizedCorpus) -> dict[str, float]:
+    return {"accuracy": ((outputs > 0) == torch.tensor(corpus.labels)).double().mean().item()}
 
 
 def _make_model(
@@ -316,21 +316,20 @@ def _make_model(
     return NGramClassifier(dataclasses.replace(config, num_ngrams=len(table.keys)), table)
 
 
-def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: Sequence[Review]) -> dict[str, Tensor]:
+def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: TokenizedCorpus) -> dict[str, Tensor]:
     """Collect what trained models say of each review of the test split, for the curves that a mean cannot give.
 
     Args:
         runs: Folders that `run_row` has written, by the name to give each.
-        test: The reviews that they were measured on.
+        test: The tokens of the reviews that they were measured on.
 
     Returns:
         Of each review the ``label`` (uint8), the number of ``tokens`` and of ``negations`` among them (int16), and
         under each name of ``runs`` the output (float32).
     """
-    tokenize = WordTokenizer()
-    tokens = [tokenize(review.text) for review in test]
+    tokens = [test[index] for index in range(len(test))]
     outputs = {
-        "label": _labels(test).byte(),
+        "label": torch.tensor(test.labels, dtype=torch.uint8),
         "tokens": torch.tensor([len(words) for words in tokens], dtype=torch.int16),
         "negations": torch.tensor([sum(word in NEGATIONS for word in words) for words in tokens], dtype=torch.int16),
     }
@@ -368,12 +367,12 @@ def run_rows(
     for row in rows:
         reduced = splits.reduce(row.share)
         for seed in range(row.seeds):
-            run = Path(output, f"{row.name}-{seed}")
+            run = Path(output, _run_name(row, seed))
             record = run_row(row, reduced, run, seed=seed, command=command)
             group = "baselines" if isinstance(row, BaselineRow) else "imdb"
             record.save(records / f"{group}-{run.name}.json")
             figures = [f"{split['accuracy']:.4f}" for split in (record.dev, record.test) if split is not None]
             report(f"{run.name}: dev {figures[0]}, test {figures[1]}")
-    runs = {name: Path(output, f"{name}-0") for name in COLLECTED}
+    runs = {name: Path(output, _run_name(known[name], 0)) for name in COLLECTED}
     if all(RunFolder(run).outputs.exists() for run in runs.values()):
-        save_weights(collect_outputs(runs, splits.test), records / "imdb-test.safetensors")
+        save_weights(collect_outputs(runs, splits.test_tokens), records / "imdb-test.safetensors")

@@ -128,22 +128,37 @@ class Predictor:
         for number, (text, encoded) in enumerate(zip(texts, ids, strict=True), start=1):
             if not encoded:
                 raise ValueError(f"text {number} holds no words: {text[:40]!r}")
-        logits = torch.empty(len(ids))
-        if not ids:
+        return self.score(ids)
+
+    def encode_corpus(self, corpus: TokenizedCorpus) -> list[Sequence[int]]:
+        """Return the token ids of each text of a corpus, cut as `encode` cuts them."""
+        return corpus.truncate(self.model.config.max_length).encode(self.vocabulary)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "texts"]:
+        """Compute the logit of the positive class of each text from its token ids.
+
+        Args:
+            sequences: What `encode` gives for each text; none is empty.
+
+        Returns:
+            The logits, ``(texts,)``, on the CPU.
+        """
+        logits = torch.empty(len(sequences))
+        if not sequences:
             return logits
         sampler = LengthBucketSampler(
-            [len(encoded) for encoded in ids], EVALUATION_TOKENS, shuffle=False, rank=0, world_size=1
+            [len(sequence) for sequence in sequences], EVALUATION_TOKENS, shuffle=False, rank=0, world_size=1
         )
         with torch.inference_mode():
             for batch in sampler:
-                input_ids = pad_batch([ids[index] for index in batch]).to(self._device)
+                input_ids = pad_batch([sequences[index] for index in batch]).to(self._device)
                 logits[batch] = self.model(input_ids).float().cpu()
         return logits
 
 
 def evaluation_batches(predictor: Predictor, corpus: TokenizedCorpus) -> DataLoader[LabelledBatch]:
     """Batch a labelled corpus for `evaluate`, cut to the model's ``max_length``; each review comes once."""
-    ids = corpus.truncate(predictor.model.config.max_length).encode(predictor.vocabulary)
+    ids = predictor.encode_corpus(corpus)
     return labelled_batches(ids, corpus.labels, max_tokens=EVALUATION_TOKENS, shuffle=False)
 
 

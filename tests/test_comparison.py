@@ -22,6 +22,7 @@ from companion.comparison import (
     run_rows,
 )
 from companion.configs import ClassifierConfig
+from companion.corpus import TokenizedCorpus
 from companion.imdb import Review
 from companion.losses import classification_loss
 from companion.models import TextClassifier
@@ -165,7 +166,7 @@ def test_outputs_of_the_test_split(tmp_path):
     reviews = [Review("It isn't good, no.", 0), Review("never not without charm", 1)]
     (tmp_path / "run").mkdir()
     save_file({"dev": torch.zeros(3), "test": torch.tensor([-1.5, 2.0])}, tmp_path / "run" / "outputs.safetensors")
-    outputs = collect_outputs({"model": tmp_path / "run"}, reviews)
+    outputs = collect_outputs({"model": tmp_path / "run"}, TokenizedCorpus.build(reviews, WordTokenizer()))
     assert {name: values.tolist() for name, values in outputs.items()} == {
         "label": [0, 1],
         "tokens": [8, 4],  # it isn ' t good , no .
