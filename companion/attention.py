@@ -347,7 +347,18 @@ def _fused_attention(
     if mask is not None:
         mask = torch.atleast_2d(mask)  # the kernel takes no fewer dimensions
     grouped = key.size(1) != query.size(1)
+    if _is_faster_in_float32(query, key):
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = query.float(), key.float(), value.float()
+            mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, enable_gqa=grouped).to(query.dtype)
     return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, enable_gqa=grouped)
+
+
+def _is_faster_in_float32(query: Tensor, key: Tensor) -> bool:
+    """Tell whether a CPU is to train on short sequences in bf16, where the kernel's backward pass is slow."""
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return on_cpu and torch.is_grad_enabled() and key.size(-2) <= 256
 
 
 def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> None:

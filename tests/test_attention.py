@@ -741,6 +741,42 @@ def test_low_precision_stays_within_its_rounding_of_float64(need_weights, make_m
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+@pytest.mark.parametrize(
+    ("keys", "training", "dtype"),
+    [(256, True, torch.float32), (257, True, torch.bfloat16), (256, False, torch.bfloat16)],
+)
+def test_a_short_training_step_in_bf16_attends_in_float32(monkeypatch, precision, keys, training, dtype):
+    kernel, seen = F.scaled_dot_product_attention, []
+
+    def record(query, key, value, mask, *arguments, **keywords):
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu") and query.dtype == torch.float32))
+        return kernel(query, key, value, mask, *arguments, **keywords)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    attention, x = MultiHeadAttention(D_MODEL, HEADS), torch.randn(1, keys, D_MODEL)
+    if precision == "bfloat16":
+        attention, x = attention.bfloat16(), x.bfloat16()
+    bias = torch.randn(HEADS, keys, keys)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        assert attention(x, bias=bias).output.dtype == torch.bfloat16
+    assert seen == [(dtype, False)]
+
+
+def test_gradients_of_a_short_training_step_in_bf16_are_within_its_rounding_of_float64():
+    reference = MultiHeadAttention(16, 2).double()
+    attention, x = copy.deepcopy(reference).bfloat16(), torch.randn(2, 9, 16).bfloat16()
+    attention.load_state_dict(reference.state_dict())
+    reference.load_state_dict(attention.state_dict())
+    mask, bias = causal(9, 9), torch.randn(2, 9, 9).bfloat16()
+    grads = [
+        gradients(module(x.to(dtype), mask=mask, bias=bias.to(dtype)).output.double(), list(module.parameters()))
+        for module, dtype in ((attention, torch.bfloat16), (reference, torch.float64))
+    ]
+    for actual, expected in zip(*grads, strict=True):  # a few roundings of half an epsilon, 2**-8, in a row
+        assert (actual.double() - expected).norm() < 8 * 2**-8 * max(expected.norm().item(), 1e-3)
+
+
 @pytest.mark.unhooked
 @pytest.mark.usefixtures("fresh_compiler")
 @paths
