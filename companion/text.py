@@ -5,14 +5,16 @@ import hashlib
 import io
 import os
 import tempfile
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
 
 from companion.files import atomic_path
@@ -43,49 +45,76 @@ class WordTokenizer:
 
 
 class SentencePieceTokenizer:
-    """Split text into pieces of words, with a SentencePiece model (Kudo and Richardson, 2018) such as ALBERT's.
+    """Split text into pieces of words as ALBERT does (Lan et al., 2020), with a SentencePiece model (Kudo, 2018).
 
-    Padding has id 0, the unknown piece id 1. `load` and `train` make it.
+    Accents and capitals are dropped, two backticks or apostrophes become ``"``, the model's own rules for characters
+    follow, and each word is split into its likeliest pieces. The ids are those of transformers' ``AlbertTokenizer`` for
+    the same file; as there, a piece such as ``9,`` stays whole, which Google's code splits again. In a text, ``[MASK]``
+    is text like any other. `load` and `train` make a tokenizer.
 
     Args:
-        model: The model.
+        model: The model, a unigram one; padding has id 0, the unknown piece id 1.
 
     Attributes:
         vocabulary: Its pieces in the order of their ids.
+        continues_word: Bool, ``(vocabulary,)``: which pieces go on with a word that another piece began. A piece
+            without a letter or a digit, such as a comma, is a word of its own.
         fingerprint: What names the tokenizer and its settings in the cache of `tokenize_imdb`.
 
     Raises:
-        ValueError: If padding and the unknown piece have other ids.
+        ValueError: If padding and the unknown piece have other ids, or the model is no unigram model.
 
     Example:
         >>> texts = [review.text for review in toy.reviews(500)]
         >>> tokenizer = SentencePieceTokenizer.train(texts, vocab_size=60, path="spiece.model")
-        >>> "".join(tokenizer("The plot"))
+        >>> "".join(tokenizer("Thé  Plot"))
         '▁the▁plot'
-        >>> tokenizer.decode(tokenizer.encode("The plot")), len(tokenizer.vocabulary)
+        >>> tokenizer.decode(tokenizer.encode("Thé  Plot")), len(tokenizer.vocabulary)
         ('the plot', 60)
+        >>> tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+        (2, 3, 4)
+
+        Whole words can be masked:
+
+        >>> continues = tokenizer.continues_word[tokenizer.encode("Thé Plot")]
+        >>> (~continues).sum()  # begin a word
+        tensor(2)
     """
 
-    def __init__(self, model: SentencePieceProcessor) -> None:
-        from torchtext.data.functional import sentencepiece_numericalizer, sentencepiece_tokenizer
+    CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
 
+    def __init__(self, model: SentencePieceProcessor) -> None:
         ids = model.pad_id(), model.unk_id()
         if ids != (0, 1):
             raise ValueError(f"its ids of padding and the unknown piece are {ids}; expected (0, 1)")
+        try:
+            model.NBestEncodeAsIds("", nbest_size=1)
+        except RuntimeError as error:
+            raise ValueError("it is not a unigram model, as ALBERT's is; train one") from error
+        proto = model.serialized_model_proto()
+        rules = SentencePieceNormalizer(
+            model_proto=proto, add_dummy_prefix=False, escape_whitespaces=False, remove_extra_whitespaces=False
+        )
+        pieces = [model.IdToPiece(index) for index in range(len(model))]
+        special = [model.IsControl(index) or model.IsUnknown(index) for index in range(len(model))]
+        lowest = min(model.GetScore(index) for index in range(len(model)))
         self._model = model
-        self._pieces = sentencepiece_tokenizer(model)
-        self._ids = sentencepiece_numericalizer(model)
-        known = [model.IdToPiece(index) for index in range(2, len(model))]
-        self.vocabulary = Vocabulary([Vocabulary.PAD, Vocabulary.UNKNOWN, *known])
-        self.fingerprint = hashlib.sha256(model.serialized_model_proto()).hexdigest()
+        self._characters = _Characters(rules.Normalize)
+        self._id_of = {piece: index for index, piece in enumerate(pieces) if not special[index]}
+        score_of = {piece: model.GetScore(index) for piece, index in self._id_of.items()}
+        longest = max(map(len, score_of))
+        self._split = lru_cache(_WORDS_KEPT)(partial(_likeliest_pieces, score_of, longest, lowest - _UNKNOWN_PENALTY))
+        self.vocabulary = Vocabulary([Vocabulary.PAD, Vocabulary.UNKNOWN, *pieces[2:]])
+        self.continues_word = torch.tensor([self._continues(piece) for piece in pieces])
+        self.fingerprint = f"albert {hashlib.sha256(proto).hexdigest()}"
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, path: str | os.PathLike[str]) -> "SentencePieceTokenizer":
-        """Train a unigram model (Kudo, 2018) that folds cases; the same texts give the same model.
+        """Train a model as ALBERT's: ``[CLS]``, ``[SEP]`` and ``[MASK]`` have ids 2, 3, 4; same texts, same model.
 
         Args:
             texts: The training texts.
-            vocab_size: The most pieces, padding and unknown included; a small corpus gives fewer.
+            vocab_size: The most pieces, those with ids 0 to 4 included; a small corpus gives fewer.
             path: The file to write the model to, atomically.
 
         Returns:
@@ -97,16 +126,17 @@ class SentencePieceTokenizer:
         written = io.BytesIO()
         try:
             SentencePieceTrainer.train(  # torchtext's generate_sp_model knows no ids, and fails with SentencePiece 0.2
-                sentence_iterator=iter(texts),
+                sentence_iterator=map(_Characters(str).replace_in, texts),
                 model_writer=written,
                 vocab_size=vocab_size,
                 hard_vocab_limit=False,
-                normalization_rule_name="nmt_nfkc_cf",
+                normalization_rule_name="nmt_nfkc",
                 max_sentence_length=1_000_000,
                 pad_id=0,
                 unk_id=1,
                 bos_id=-1,
                 eos_id=-1,
+                control_symbols=[cls.CLS, cls.SEP, cls.MASK],
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -121,7 +151,7 @@ class SentencePieceTokenizer:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is not a model with padding at 0 and the unknown piece at 1.
+            ValueError: If the file is not a unigram model with padding at 0 and the unknown piece at 1.
         """
         from torchtext.data.functional import load_sp_model
 
@@ -145,19 +175,103 @@ class SentencePieceTokenizer:
 
     def __call__(self, text: str) -> list[str]:
         """Return the pieces of ``text``; one that begins a word begins with ``▁``."""
-        return next(self._pieces([text]))
+        words = self._characters.replace_in(text).split()
+        return [piece for word in words for piece in self._split(word)]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of the pieces of ``text``."""
-        return next(self._ids([text]))
+        """Return the ids of the pieces of ``text``, without ``[CLS]`` and ``[SEP]``."""
+        return [self._id_of.get(piece, 1) for piece in self(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, normalized as the model does; an unknown piece becomes ``⁇``.
+        """Return the text of ids, as it was split; an unknown piece becomes ``⁇``, ``[CLS]`` and its like nothing.
 
         Raises:
             IndexError: If an id is past the vocabulary.
         """
         return self._model.DecodeIds(list(ids))
+
+    @property
+    def cls_id(self) -> int:
+        """The id of ``[CLS]``, with which an input begins; a `ValueError` if the model has no such piece."""
+        return self._special_id(self.CLS)
+
+    @property
+    def sep_id(self) -> int:
+        """The id of ``[SEP]``, with which a segment ends; a `ValueError` if the model has no such piece."""
+        return self._special_id(self.SEP)
+
+    @property
+    def mask_id(self) -> int:
+        """The id of ``[MASK]``, which stands for a piece to guess; a `ValueError` if the model has no such piece."""
+        return self._special_id(self.MASK)
+
+    def _continues(self, piece: str) -> bool:
+        return not piece.startswith(_SPACE) and piece in self._id_of and any(map(str.isalnum, piece))
+
+    def _special_id(self, piece: str) -> int:
+        if piece not in self.vocabulary:
+            raise ValueError(
+                f"the SentencePiece model has no piece {piece}; `SentencePieceTokenizer.train` makes one that has"
+            )
+        return self._model.PieceToId(piece)
+
+
+class _Characters(dict[int, str]):
+    """What becomes of each character, by its code point: a table for `str.translate` that grows as characters come.
+
+    A character's neighbours do not matter: a capital sigma at the end of a word becomes σ, a Korean syllable stays
+    decomposed. That is what transformers makes of it, but for marks newer than Unicode 9, which it does not drop.
+    """
+
+    def __init__(self, rules: Callable[[str], str]) -> None:
+        super().__init__()
+        self._rules = rules  # of a SentencePiece model
+
+    def __missing__(self, code: int) -> str:
+        letters = [part for part in unicodedata.normalize("NFKD", chr(code)) if unicodedata.category(part)[0] != "M"]
+        self[code] = "".join(self._rules(letter.lower()) for letter in letters)
+        return self[code]
+
+    def replace_in(self, text: str) -> str:
+        return text.replace("``", '"').replace("''", '"').translate(self)
+
+
+_SPACE = "\u2581"
+"""What a piece that begins a word begins with."""
+
+_UNKNOWN_PENALTY = 10.0
+"""How much lower an unknown character scores than any piece, as in SentencePiece."""
+
+_WORDS_KEPT = 1 << 17
+"""Words whose pieces are remembered."""
+
+
+def _likeliest_pieces(score_of: Mapping[str, float], longest: int, unknown: float, word: str) -> list[str]:
+    """Find the pieces of a word with the highest total score (Viterbi); of equals, those whose last piece is longest.
+
+    SentencePiece's own search adds up in float32, whose rounding decides between equals such as ``-`` + ``--`` and
+    ``--`` + ``-``. In float64 the sums are exact.
+    """
+    word = _SPACE + word
+    totals, starts = [0.0], [0]  # of the best path to each place: score, and where its last piece starts
+    for end in range(1, len(word) + 1):
+        best, best_start = totals[-1] + score_of.get(word[end - 1], unknown), end - 1
+        for start in range(end - 2, max(0, end - longest) - 1, -1):
+            score = score_of.get(word[start:end])
+            if score is not None and totals[start] + score >= best:
+                best, best_start = totals[start] + score, start
+        totals.append(best)
+        starts.append(best_start)
+    pieces: list[str] = []
+    end = len(word)
+    while end:
+        piece = word[starts[end] : end]
+        if pieces and piece not in score_of and pieces[-1] not in score_of:
+            pieces[-1] = piece + pieces[-1]  # unknown characters side by side are one piece
+        else:
+            pieces.append(piece)
+        end = starts[end]
+    return pieces[::-1]
 
 
 Tokenizer = WordTokenizer | SentencePieceTokenizer

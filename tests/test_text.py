@@ -1,5 +1,6 @@
 import functools
 import gzip
+import hashlib
 import os
 import re
 import ssl
@@ -78,7 +79,7 @@ def pieces(tmp_path_factory):
     return SentencePieceTokenizer.train(TEXTS, 60, path), path
 
 
-@pytest.mark.parametrize("text", ["The plot was good, not bad at all.", "déjà vu 😀", "", " \n", "<pad> <unk>"])
+@pytest.mark.parametrize("text", ["the plot was good, not bad at all.", "漢字 deja vu 😀", "", " \n", "<pad> <unk>"])
 def test_pieces_and_ids_are_sentencepieces_own(pieces, text):
     from sentencepiece import SentencePieceProcessor
 
@@ -111,8 +112,14 @@ def test_decode_refuses_an_id_past_the_pieces(pieces):
         pieces[0].decode([2, 60])
 
 
-def test_cases_are_folded(pieces):
-    assert pieces[0]("THE Plot") == pieces[0]("the plot")
+def test_cases_accents_and_quotes_are_folded(pieces):
+    assert pieces[0]("THE  Plót’ ``ﬁlm''") == pieces[0]('the plot’ "film"')
+
+
+def test_training_folds_what_encoding_folds(pieces, tmp_path):
+    texts = [text.upper().replace("A", "Ä").replace("E", "e\u0301") for text in TEXTS]
+    SentencePieceTokenizer.train(texts, 60, tmp_path / "upper.model")
+    assert (tmp_path / "upper.model").read_bytes() == pieces[1].read_bytes()
 
 
 def test_the_same_texts_give_the_same_model_and_others_another_one(pieces, tmp_path):
@@ -124,6 +131,12 @@ def test_the_same_texts_give_the_same_model_and_others_another_one(pieces, tmp_p
     assert other != tokenizer
     assert other.fingerprint != tokenizer.fingerprint
     assert tokenizer != tokenizer.fingerprint
+
+
+def test_a_cache_of_tokens_with_accents_stays_aside(pieces):
+    """Until accents were dropped, the fingerprint was the digest of the model."""
+    tokenizer, path = pieces
+    assert tokenizer.fingerprint != hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_saved_model_comes_back_equal(pieces, tmp_path):
@@ -156,12 +169,33 @@ def test_texts_without_room_for_their_characters_are_refused(tmp_path, texts, vo
     assert capfd.readouterr() == ("", "")
 
 
-def other_ids(path):
+def train_by_hand(path, **settings):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_prefix=str(path.with_suffix("")), vocab_size=60, minloglevel=2
+        sentence_iterator=iter(TEXTS), model_prefix=str(path.with_suffix("")), vocab_size=60, minloglevel=2, **settings
     )
+
+
+IDS = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+
+
+def test_a_model_without_special_pieces_does_too(tmp_path):
+    """Those trained before there were any, for instance."""
+    from sentencepiece import SentencePieceProcessor
+
+    path = tmp_path / "spiece.model"
+    train_by_hand(path, **IDS, normalization_rule_name="nmt_nfkc_cf")
+    tokenizer, model = SentencePieceTokenizer.load(path), SentencePieceProcessor(model_file=str(path))
+    for text in TEXTS:
+        assert tokenizer.encode(text) == model.encode(text)
+    assert tokenizer.continues_word.tolist() == [
+        index > 1 and not model.id_to_piece(index).startswith("▁") for index in range(60)
+    ]
+    for name, piece in (("cls_id", "[CLS]"), ("sep_id", "[SEP]"), ("mask_id", "[MASK]")):
+        message = f"has no piece {piece}; `SentencePieceTokenizer.train` makes one that has"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            getattr(tokenizer, name)
 
 
 @pytest.mark.parametrize(
@@ -170,15 +204,16 @@ def other_ids(path):
         (lambda path: path.write_bytes(b""), ""),
         (lambda path: path.write_bytes(b"not a model"), ""),
         (lambda path: path.write_bytes(path.read_bytes()[:199]), ""),
-        (other_ids, r"its ids of padding and the unknown piece are \(-1, 0\); expected \(0, 1\)"),
+        (train_by_hand, r"its ids of padding and the unknown piece are (-1, 0); expected (0, 1)"),
+        (functools.partial(train_by_hand, **IDS, model_type="bpe"), "it is not a unigram model, as ALBERT's is; train"),
     ],
-    ids=["empty", "text", "cut", "other ids"],
+    ids=["empty", "text", "cut", "other ids", "pairs of bytes"],
 )
 def test_a_file_that_is_no_such_model_is_named(pieces, tmp_path, damage, reason, capfd):
     path = tmp_path / "spiece.model"
     pieces[0].save(path)
     damage(path)
-    with pytest.raises(ValueError, match=re.escape(f"{path} is no SentencePiece model that would do: ") + reason):
+    with pytest.raises(ValueError, match=re.escape(f"{path} is no SentencePiece model that would do: {reason}")):
         SentencePieceTokenizer.load(path)
     assert capfd.readouterr().err == ""
 
