@@ -47,8 +47,8 @@ def check_device(name: str, x: Tensor, other: Tensor, owner: str) -> None:
         raise ValueError(f"{name} is on {x.device}; expected {other.device}, the {owner}'s")
 
 
-def check_ids(name: str, ids: Tensor, table: Tensor, max_length: int) -> None:
-    """Ask for integer ids of shape ``(batch, length)``, no longer than ``max_length``, on the device of ``table``.
+def check_ids(name: str, ids: Tensor, table: Tensor, max_length: int, field: str = "max_length") -> None:
+    """Ask for integer ids of shape ``(batch, length)``, no longer than the field says, on the device of ``table``.
 
     Raises:
         TypeError: If the dtype is no integer one.
@@ -59,5 +59,5 @@ def check_ids(name: str, ids: Tensor, table: Tensor, max_length: int) -> None:
     if ids.dim() != 2:
         raise ValueError(f"{name} has shape {tuple(ids.shape)}; expected (batch, length)")
     if ids.size(1) > max_length:
-        raise ValueError(f"{name} has length {ids.size(1)}; expected at most max_length={max_length}")
+        raise ValueError(f"{name} has length {ids.size(1)}; expected at most {field}={max_length}")
     check_device(name, ids, table, "embedding")

@@ -57,13 +57,13 @@ class ClassifierConfig:
     unknown_id: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive(self, "vocab_size", "d_model", "num_heads", "d_ff", "max_length")
+        check_positive(self, "vocab_size", "d_model", "num_heads", "d_ff", "max_length")
         if self.num_layers < 0:
             raise ValueError(f"num_layers={self.num_layers}; choose 0 or more")
         _check_heads(self)
-        _check_probabilities(self, "dropout", "attention_dropout", "embedding_dropout", "word_dropout")
-        _check_ids(self, "vocab_size", "pad_id", "unknown_id")
-        _check_choices(self, positions=Positions, activation=Activation)
+        check_probabilities(self, "dropout", "attention_dropout", "embedding_dropout", "word_dropout")
+        check_ids(self, "vocab_size", "pad_id", "unknown_id")
+        check_choices(self, positions=Positions, activation=Activation)
 
     @property
     def num_embeddings(self) -> int:
@@ -93,7 +93,7 @@ class TokenClassifierConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "num_labels")
+        check_positive(self, "num_labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class NGramConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(self, "max_n", "num_ngrams")
+        check_positive(self, "max_n", "num_ngrams")
         if self.vocab_size**self.max_n >= 2**63:
             raise ValueError(f"vocab_size={self.vocab_size} to the power of max_n={self.max_n} is past 64 bits")
         if self.pad_id != 0:
@@ -177,8 +177,8 @@ class ArticleConfig:
     d_ff: int = 256
 
     def __post_init__(self) -> None:
-        _check_positive(self, "vocab_size", "d_model", "num_heads", "head_dim", "max_length", "d_ff")
-        _check_ids(self, "vocab_size", "pad_id", "unknown_id")
+        check_positive(self, "vocab_size", "d_model", "num_heads", "head_dim", "max_length", "d_ff")
+        check_ids(self, "vocab_size", "pad_id", "unknown_id")
         if self.positions and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} is odd; positions need an even one")
         if self.feed_forward and not self.residual_norm:
@@ -247,15 +247,15 @@ class Seq2SeqConfig:
 
     def __post_init__(self) -> None:
         sizes = ("source_vocab_size", "target_vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length")
-        _check_positive(self, *sizes)
+        check_positive(self, *sizes)
         _check_heads(self, self.head_dim, self.num_kv_heads)
-        _check_probabilities(self, "dropout", "attention_dropout", "label_smoothing")
-        _check_ids(self, "source_vocab_size", "pad_id")
-        _check_ids(self, "target_vocab_size", "pad_id", "bos_id", "eos_id")
+        check_probabilities(self, "dropout", "attention_dropout", "label_smoothing")
+        check_ids(self, "source_vocab_size", "pad_id")
+        check_ids(self, "target_vocab_size", "pad_id", "bos_id", "eos_id")
         if len({self.pad_id, self.bos_id, self.eos_id}) < 3:
             ids = f"pad_id={self.pad_id}, bos_id={self.bos_id}, eos_id={self.eos_id}"
             raise ValueError(f"{ids}; choose three that differ")
-        _check_choices(self, positions=Positions, norm=Norm, activation=Activation)
+        check_choices(self, positions=Positions, norm=Norm, activation=Activation)
         if self.share_embeddings and self.source_vocab_size != self.target_vocab_size:
             raise ValueError(
                 f"share_embeddings=True with source_vocab_size={self.source_vocab_size} and "
@@ -263,7 +263,12 @@ class Seq2SeqConfig:
             )
 
 
-def _check_positive(config: object, *fields: str) -> None:
+def check_positive(config: object, *fields: str) -> None:
+    """Ask for 1 or more in each field.
+
+    Raises:
+        ValueError: If one is less.
+    """
     for field in fields:
         if getattr(config, field) < 1:
             raise ValueError(f"{field}={getattr(config, field)}; choose 1 or more")
@@ -286,20 +291,35 @@ def _check_heads(
         raise ValueError(f"head_dim={head_dim} is odd; rotary positions need an even one")
 
 
-def _check_probabilities(config: object, *fields: str) -> None:
+def check_probabilities(config: object, *fields: str) -> None:
+    """Ask for a probability below 1 in each field.
+
+    Raises:
+        ValueError: If one is not.
+    """
     for field in fields:
         if not 0.0 <= getattr(config, field) < 1.0:
             raise ValueError(f"{field}={getattr(config, field)}; choose 0 <= {field} < 1")
 
 
-def _check_ids(config: object, vocab_size: str, *fields: str) -> None:
+def check_ids(config: object, vocab_size: str, *fields: str) -> None:
+    """Ask for ids below the field ``vocab_size`` names, in each field.
+
+    Raises:
+        ValueError: If one is not.
+    """
     size = getattr(config, vocab_size)
     for field in fields:
         if not 0 <= getattr(config, field) < size:
             raise ValueError(f"{field}={getattr(config, field)}; choose 0 <= {field} < {vocab_size}={size}")
 
 
-def _check_choices(config: object, **choices: object) -> None:
+def check_choices(config: object, **choices: object) -> None:
+    """Ask for one of a literal's values in each field.
+
+    Raises:
+        ValueError: If it has another.
+    """
     for field, literal in choices.items():
         if getattr(config, field) not in get_args(literal):
             raise ValueError(f"{field}={getattr(config, field)!r}; choose one of {get_args(literal)}")

@@ -17,7 +17,7 @@ def _gate(x: Tensor) -> Tensor:
     return F.silu(gate) * linear
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -49,7 +49,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int, *, activation: Activation = "gelu", dropout: float = 0.0) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is unknown; choose one of {get_args(Activation)}")
         gated = activation == "swiglu"
         self.activation = activation
@@ -73,4 +73,4 @@ class FeedForward(nn.Module):
         if x.dim() == 0 or x.size(-1) != self.inner.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., d_model={self.inner.in_features})")
         check_like("x", x, self.inner.weight, "module")
-        return self.outer(self.dropout(_ACTIVATIONS[self.activation](self.inner(x))))
+        return self.outer(self.dropout(ACTIVATIONS[self.activation](self.inner(x))))

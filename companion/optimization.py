@@ -1,11 +1,16 @@
-"""Optimization: how to train, the learning rate over a run, and which weights decay."""
+"""Optimization: how to train, the learning rate over a run, the optimizers, and which weights decay."""
 
+import importlib.util
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from companion.devices import Precision
+
+OptimizerName = Literal["adamw", "lamb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +21,10 @@ class TrainingConfig:
         epochs: Passes over the training batches.
         learning_rate: The peak; it rises from 0 over the warm-up and falls to 0 at the end, both linearly.
         warmup_fraction: The part of the run that the warm-up takes.
-        weight_decay: AdamW's, on matrices and embeddings; biases and normalisations have none.
+        optimizer: ``"adamw"``, or ``"lamb"`` (You et al., 2020, arXiv:1904.00962, algorithm 2 without the correction
+            of the moments, as in Google's code), made for batches of thousands of texts. Its trust ratio scales biases
+            and normalisations too, which that code leaves out.
+        weight_decay: The optimizer's, on matrices and embeddings; biases and normalisations have none.
         max_grad_norm: The norm that the gradient is clipped to.
         gradient_accumulation_steps: Batches to one update of the weights.
         mixed_precision: ``"fp32"``, ``"bf16"`` or ``"auto"``: bf16 where the hardware multiplies it natively (CUDA
@@ -35,6 +43,7 @@ class TrainingConfig:
     epochs: int = 3
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.1
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     gradient_accumulation_steps: int = 1
@@ -55,6 +64,10 @@ class TrainingConfig:
             raise ValueError(f"warmup_fraction={self.warmup_fraction}; choose 0 <= warmup_fraction < 1")
         if self.mixed_precision not in get_args(Precision):
             raise ValueError(f"mixed_precision={self.mixed_precision!r}; choose one of {get_args(Precision)}")
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"optimizer={self.optimizer!r}; choose one of {get_args(OptimizerName)}")
+        if self.optimizer == "lamb" and importlib.util.find_spec("pytorch_optimizer") is None:
+            raise ValueError("optimizer='lamb' needs a package that is missing here; pip install pytorch-optimizer")
 
 
 def learning_rate_factor(progress: float, warmup_fraction: float) -> float:
@@ -76,8 +89,19 @@ def learning_rate_factor(progress: float, warmup_fraction: float) -> float:
     return (1 - progress) / (1 - warmup_fraction)
 
 
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
+    """Make the optimizer that a config asks for."""
+    groups = parameter_groups(model, config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    from pytorch_optimizer import Lamb
+
+    # Its defaults take the decay out of the trust ratio, and make the first update ten times as large.
+    return Lamb(groups, lr=config.learning_rate, weight_decouple=False, adam_debias=True)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return what AdamW takes: matrices and embeddings, which decay, and the rest, which does not."""
+    """Return what an optimizer takes: matrices and embeddings, which decay, and the rest, which does not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},

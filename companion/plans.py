@@ -57,4 +57,4 @@ def _size(batches: DataLoader[LabelledBatch]) -> str:
     sampler: Any = batches.batch_sampler
     assert isinstance(sampler, LengthBucketSampler)
     tokens = int(sampler.lengths.sum())
-    return f"{len(sampler.lengths):,} reviews, {tokens:,} tokens, {len(batches):,} batches"
+    return f"{len(sampler.lengths):,} examples, {tokens:,} tokens, {len(batches):,} batches"

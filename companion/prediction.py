@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from companion.albert import AlbertTextClassifier, AlbertTextConfig
 from companion.article import ArticleClassifier, ArticleConfig
 from companion.batching import LabelledBatch, LengthBucketSampler, labelled_batches, pad_batch
 from companion.configs import ClassifierConfig
@@ -20,7 +21,7 @@ from companion.records import read_json
 from companion.runs import RunFolder, load_weights
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer
 
-Classifier = TextClassifier | ArticleClassifier
+Classifier = TextClassifier | ArticleClassifier | AlbertTextClassifier
 
 EVALUATION_TOKENS = 16_384
 """Tokens a batch where no gradients are kept."""
@@ -29,6 +30,7 @@ _CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "TextClassifier": (TextClassifier, ClassifierConfig),
     "ArticleClassifier": (ArticleClassifier, ArticleConfig),
     "NGramClassifier": (NGramClassifier, NGramConfig),
+    "AlbertTextClassifier": (AlbertTextClassifier, AlbertTextConfig),
 }
 
 

@@ -16,7 +16,7 @@ from companion.devices import Accelerator, Precision, choose_precision, make_acc
 from companion.interruption import StopRequest, stop_requests
 from companion.loop import Batches, Loop, evaluate_batches
 from companion.losses import LossFunction, LossOutput
-from companion.optimization import TrainingConfig, parameter_groups
+from companion.optimization import TrainingConfig, make_optimizer
 from companion.records import TrainingRecord, git_commit, hardware, package_versions, read_json
 from companion.runs import RunFolder, TrainingState, gather_weights, load_weights, spread_state, spread_weights
 
@@ -36,7 +36,7 @@ def train(
     tensorboard: bool = False,
     data: Mapping[str, Any] | None = None,
 ) -> TrainingRecord:
-    """Train with AdamW, on whatever device and however many processes Accelerate finds.
+    """Train, on whatever device and however many processes Accelerate finds.
 
     An update follows the mean loss over all examples of its batches, whatever their sizes and however many
     processes share them. Random numbers are seeded anew for each batch, so a run that is resumed, after whatever
@@ -96,7 +96,7 @@ def train(
     model.to(accelerator.device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     model.zero_grad()  # of whatever the caller did with it before
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+    optimizer = make_optimizer(model, config)
     with (
         _prepared(accelerator, model, optimizer) as (prepared, wrapped),
         nullcontext(StopRequest()) if run is None else stop_requests() as stop,

@@ -19,6 +19,7 @@ ORDER = (
     "text",
     "corpus",
     "toy",
+    "cooccurrence",
     "batching",
     "cache",
     "attention",
@@ -31,16 +32,19 @@ ORDER = (
     "article",
     "ngrams",
     "losses",
+    "pretraining",
     "progress",
     "devices",
     "optimization",
     "records",
+    "albert",
     "runs",
     "interruption",
     "loop",
     "training",
     "plans",
     "prediction",
+    "transfer",
     "baselines",
     "comparison",
     "experiments",
@@ -48,7 +52,12 @@ ORDER = (
     "plotting",
 )
 OUTSIDE_THE_ORDER = ("exercises", "cli", "__main__", "__init__")
-ONLY_IMPORTER = {"torchtext": "text", "accelerate": "devices", "sklearn": "baselines"}
+ONLY_IMPORTER = {
+    "torchtext": "text",
+    "accelerate": "devices",
+    "sklearn": "baselines",
+    "huggingface_hub": "albert",
+}
 PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")
 
 
@@ -77,16 +86,16 @@ def imported_names(source: str) -> Iterator[str]:
 
 
 def order_problems(module: str, source: str) -> list[str]:
-    """List the imports of a module from modules that do not stand before it."""
+    """List the imports of a module, or of one in a subpackage, from modules that do not stand before it."""
     if module in OUTSIDE_THE_ORDER:
         return []
     if module not in ORDER:
         return [f"{module} has no place in the order"]
-    above = {f"companion.{name}" for name in ORDER[: ORDER.index(module)]}
+    above = {*ORDER[: ORDER.index(module)]} | ({module} if (ROOT / "companion" / module).is_dir() else set())
     return [
         f"{module} imports {name}"
         for name in imported_names(source)
-        if name.split(".")[0] == "companion" and name not in above
+        if name.split(".")[0] == "companion" and name.split(".")[1:2] not in [[place] for place in above]
     ]
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import companion.cli
+import companion.cli.corpora
+import companion.cli.runs
+import companion.cli.train
 import companion.corpus
 import companion.experiments
 from companion import toy
@@ -128,7 +130,7 @@ def test_imdb_is_trained_without_its_dev_and_test_splits(tmp_path, imdb, monkeyp
         asked.append((split, (tmp_path / "run" / "model.safetensors").exists()))
         return companion.corpus.tokenize_imdb(split, tokenizer=tokenizer)
 
-    monkeypatch.setattr(companion.cli, "tokenize_imdb", tokenize_imdb)
+    monkeypatch.setattr(companion.cli.corpora, "tokenize_imdb", tokenize_imdb)
     assert train_small("imdb", tmp_path / "run", "--training.epochs", "1") == 0
     assert asked == [("train", False), ("test", True)]
     words = (tmp_path / "run" / "vocabulary.txt").read_text().splitlines()
@@ -162,7 +164,7 @@ def test_imdb_is_batched_as_without_the_cache(tmp_path, imdb, cache, monkeypatch
         handed_over.append((batches, eval_batches))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(companion.cli, "train", train)
+    monkeypatch.setattr(companion.cli.runs, "train", train)
     for name in ("made", "from the cache"):
         options = ["--model.vocab-size", "200", "--max-tokens", "640"]
         assert train_small("imdb", tmp_path / name, *options) == 130
@@ -256,7 +258,7 @@ def test_the_embedding_begins_with_the_vectors_of_a_file(tmp_path, vectors, monk
         begun["embedding"] = model.embedding.weight.detach().clone()
         return companion.training.train(model, batches, config, **options)
 
-    monkeypatch.setattr(companion.cli, "train", train)
+    monkeypatch.setattr(companion.cli.runs, "train", train)
     assert train_small("toy", tmp_path / "run", "--vectors", str(vectors), "--training.epochs", "1") == 0
     predictor = load_run(tmp_path / "run")
     expected = torch.zeros(len(predictor.vocabulary), 8)
@@ -338,9 +340,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, run, monkeypatch, 
         return companion.losses.classification_loss(model, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(companion.cli, "classification_loss", interrupted)
+        patch.setattr(companion.cli.train, "classification_loss", interrupted)
         assert train_small("toy", folder) == 130
-    assert capsys.readouterr().err == "interrupted; train goes on with --resume, measure as it is\n"
+    assert capsys.readouterr().err == "interrupted; measure goes on as it is, the others with --resume\n"
     assert not (folder / "record.json").exists()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
     assert train_small("toy", folder, "--resume") == 0
@@ -501,7 +503,7 @@ def foreign(path: Path, name: str = "mnist/{}/0.png", content: bytes = b"") -> P
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "{train, evaluate, predict, measure}"),
+        ([], "{train, pretrain, finetune, evaluate, predict, measure}"),
         (["train"], "{imdb, toy}"),
         (["trian", "toy"], "trian"),
         (["train", "toy"], "--output"),
@@ -582,7 +584,9 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_end
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    message = r"stopped in epoch [12], update \d+, with a checkpoint; train goes on with --resume, measure as it is\n"
+    message = (
+        r"stopped in epoch [12], update \d+, with a checkpoint; measure goes on as it is, the others with --resume\n"
+    )
     assert re.fullmatch(message, stderr)
     assert not (folder / "record.json").exists()
     assert main([*words, "--resume"]) == 0
@@ -599,7 +603,7 @@ def test_a_loss_that_is_not_finite_is_one_line_that_names_the_last_checkpoint(tm
         loss = companion.losses.classification_loss(model, batch)
         return loss._replace(loss_sum=loss.loss_sum * (math.nan if calls.count(True) == 150 else 1))
 
-    monkeypatch.setattr(companion.cli, "classification_loss", spoiled)
+    monkeypatch.setattr(companion.cli.train, "classification_loss", spoiled)
     code = train_small("toy", tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "epoch-0001"
     assert_refused(capsys, code, "the loss is nan in epoch 2, update 150; lower", f"{checkpoint} is whole, and resume")
@@ -614,8 +618,8 @@ def test_a_dry_run_prints_model_and_plan_and_writes_nothing(tmp_path, run, capsy
     assert captured.out.startswith("TextClassifier(\n  (embedding): Embedding(")
     assert re.search(rf"^parameters +{record.parameters:,}$", captured.out, re.MULTILINE)
     tokens = record.history[0]["tokens"]
-    assert re.search(rf"^training +5,500 reviews, {tokens:,} tokens, \d+ batches", captured.out, re.MULTILINE)
-    assert re.search(r"^dev +500 reviews", captured.out, re.MULTILINE)
+    assert re.search(rf"^training +5,500 examples, {tokens:,} tokens, \d+ batches", captured.out, re.MULTILINE)
+    assert re.search(r"^dev +500 examples", captured.out, re.MULTILINE)
     assert f"{tmp_path / 'run'}, a checkpoint after each epoch and every 50 updates" in captured.out
     assert captured.err == ""
     assert list(tmp_path.iterdir()) == []

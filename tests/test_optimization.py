@@ -1,12 +1,19 @@
+import importlib.util
 import math
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from companion.optimization import TrainingConfig, learning_rate_factor, parameter_groups
+from companion.optimization import (
+    TrainingConfig,
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+)
 
 
 @given(st.floats(0, 1), st.floats(0, 0.99))
@@ -34,6 +41,8 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing(progress, warm
         ("warmup_fraction", math.nan),
         ("mixed_precision", "fp8"),
         ("mixed_precision", "no"),
+        ("optimizer", "sgd"),
+        ("optimizer", "LAMB"),
     ],
 )
 def test_a_setting_out_of_range_is_named(field, value):
@@ -48,3 +57,59 @@ def test_matrices_decay_and_vectors_do_not_and_what_is_frozen_is_left_out():
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.25, 0.0)
     assert [id(p) for p in decaying["params"]] == [id(model[0].weight), id(model[1].weight)]
     assert [id(p) for p in others["params"]] == [id(model[1].bias), id(model[2].weight), id(model[2].bias)]
+
+
+def adamw(weight, gradients, rate, decay):
+    """Update as Loshchilov and Hutter, 2019, algorithm 2, says, with PyTorch's default betas and epsilon."""
+    mean = square = torch.zeros_like(weight)
+    for number, gradient in enumerate(gradients, start=1):
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        corrected = mean / (1 - 0.9**number) / ((square / (1 - 0.999**number)).sqrt() + 1e-8)
+        weight = weight - rate * decay * weight - rate * corrected
+    return weight
+
+
+def lamb(weight, gradients, rate, decay):
+    """Update as You et al., 2020, algorithm 2, says, without correcting the moments, the weights' norm cut at 10."""
+    mean = square = torch.zeros_like(weight)
+    for gradient in gradients:
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        update = mean / (square.sqrt() + 1e-6) + decay * weight
+        norm = weight.square().sum().sqrt().clamp(max=10.0)
+        ratio = norm / (update.square().sum().sqrt() + 1e-6) if norm > 0 else 1.0
+        weight = weight - rate * ratio * update
+    return weight
+
+
+@pytest.mark.parametrize(("optimizer", "plain"), [("adamw", adamw), ("lamb", lamb)])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_updates_are_those_of_a_plain_implementation_and_matrices_alone_decay(optimizer, plain, decay):
+    """One matrix has a norm of more than 10, one of less; the norm of a bias is 0 to begin with."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Embedding(7, 3)).double()
+    with torch.no_grad():
+        model[0].weight.mul_(20)
+        model[1].bias.zero_()
+    assert model[0].weight.norm() > 10 > model[1].weight.norm()
+    config = TrainingConfig(optimizer=optimizer, learning_rate=0.03, weight_decay=decay)
+    made = make_optimizer(model, config)
+    begun = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradients = {name: torch.randn(3, *weight.shape, dtype=torch.float64) for name, weight in begun.items()}
+    for number in range(3):
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name][number].clone()
+        made.step()
+    for name, parameter in model.named_parameters():
+        decays = name in ("0.weight", "1.weight", "3.weight")
+        expected = plain(begun[name], gradients[name], 0.03, decay if decays else 0.0)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.unhooked
+def test_lamb_needs_its_package_and_adamw_does_not(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *args: None if name == "pytorch_optimizer" else found(name, *args)
+    )
+    assert TrainingConfig().optimizer == "adamw"
+    with pytest.raises(ValueError, match=r"^optimizer='lamb' needs a package .*; pip install pytorch-optimizer$"):
+        TrainingConfig(optimizer="lamb")

@@ -28,8 +28,8 @@ def test_the_plan_says_what_would_be_done():
     # normalisations 2 x 8; output 4 + 1.
     assert lines == {
         "parameters": f"{36 + 32 + 60 + 20 + 40 + 16 + 5:,}",
-        "training": "8 reviews, 36 tokens, 4 batches an epoch, 2 updates",
-        "dev": "3 reviews, 15 tokens, 3 batches",
+        "training": "8 examples, 36 tokens, 4 batches an epoch, 2 updates",
+        "dev": "3 examples, 15 tokens, 3 batches",
         "epochs": "5, about 10 updates in all",
         "device": f"{'cuda' if torch.cuda.is_available() else 'cpu'}, bf16, processes: 1",
         "output": "runs/first, a checkpoint after each epoch and every 1,000 updates",

@@ -26,13 +26,13 @@ import time
 
 import torch
 
-import companion.cli
+import companion.cli.corpora
 import companion.files
 
 torch.set_num_threads(1)
-companion.cli.TOY_SIZE, companion.cli.TOY_TEST_SIZE = 1_500, 100
-companion.cli.toy.reviews = functools.cache(companion.cli.toy.reviews)
-companion.cli.toy.reviews(1_500, seed=0)
+companion.cli.corpora.TOY_SIZE, companion.cli.corpora.TOY_TEST_SIZE = 1_500, 100
+companion.cli.corpora.toy.reviews = functools.cache(companion.cli.corpora.toy.reviews)
+companion.cli.corpora.toy.reviews(1_500, seed=0)
 
 SMALL = [
     *("--model.d-model", "16", "--model.d-ff", "32", "--model.num-layers", "1", "--model.max-length", "32"),

@@ -190,7 +190,7 @@ def test_a_model_without_special_pieces_does_too(tmp_path):
     for text in TEXTS:
         assert tokenizer.encode(text) == model.encode(text)
     assert tokenizer.continues_word.tolist() == [
-        index > 1 and not model.id_to_piece(index).startswith("▁") for index in range(60)
+        index > 1 and model.id_to_piece(index).isalnum() for index in range(60)
     ]
     for name, piece in (("cls_id", "[CLS]"), ("sep_id", "[SEP]"), ("mask_id", "[MASK]")):
         message = f"has no piece {piece}; `SentencePieceTokenizer.train` makes one that has"

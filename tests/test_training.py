@@ -6,16 +6,20 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import pytest
+import pytorch_optimizer
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import companion.training
 from companion.batching import labelled_batches
 from companion.losses import LossOutput, classification_loss
 from companion.models import ClassifierConfig, TextClassifier
+from companion.optimization import make_optimizer
 from companion.records import TrainingRecord
 from companion.training import TrainingConfig, evaluate, train
 
@@ -61,7 +65,10 @@ def plain_loop(model: nn.Module, batches: list[Example], config: TrainingConfig)
     """Train as the docstrings say, without the package; return the mean training loss of each epoch."""
     matrices = [model[0].weight, model[3].weight]
     others = [model[0].bias, model[1].weight, model[1].bias, model[3].bias]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}])
+    lamb = partial(pytorch_optimizer.Lamb, weight_decouple=False, adam_debias=True)
+    optimizer = {"adamw": torch.optim.AdamW, "lamb": lamb}[config.optimizer](
+        [{"params": matrices, "weight_decay": config.weight_decay}]
+    )
     optimizer.add_param_group({"params": others, "weight_decay": 0.0})
     total, done, losses = config.epochs * len(batches), 0, []
     for _ in range(config.epochs):
@@ -93,6 +100,7 @@ def plain_loop(model: nn.Module, batches: list[Example], config: TrainingConfig)
         {"warmup_fraction": 0.0, "weight_decay": 0.0},
         {"gradient_accumulation_steps": 2},
         {"gradient_accumulation_steps": 4, "max_grad_norm": 0.5},
+        {"optimizer": "lamb", "weight_decay": 0.3},
     ],
     ids=str,
 )
@@ -315,6 +323,31 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(tmp_path, uninte
     tokens = expected.history[0]["tokens"]
     assert sum(entry["tokens"] for entry in record.history) == 4 * tokens
     assert seen.count(False) == (4 - done) * len(dev)
+
+
+@pytest.mark.parametrize(("part", "call", "left"), [("training", 10, (1, 2)), ("evaluation", 4, (1, 6))])
+def test_a_resumed_run_with_lamb_repeats_the_uninterrupted_one_bit_by_bit(tmp_path, monkeypatch, part, call, left):
+    batches, dev = corpus()
+    assert (len(batches), len(dev)) == (6, 3)  # so that it is interrupted in the second epoch
+    config = TrainingConfig(**{**vars(FOUR_EPOCHS), "optimizer": "lamb", "epochs": 3})
+    settings = {"eval_batches": dev, "checkpoint_every": 2}
+    made = []
+    monkeypatch.setattr(
+        companion.training, "make_optimizer", lambda *args: made.append(make_optimizer(*args)) or made[-1]
+    )
+    reference, model = classifier(), classifier()
+    expected = train(reference, batches, config, loss_fn=classification_loss, output=tmp_path / "whole", **settings)
+    settings["output"] = tmp_path / "run"
+    with pytest.raises(Interruption):
+        train(classifier(), batches, config, loss_fn=interrupted(part == "training", call), **settings)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert checkpoint.name == f"epoch-{left[0]:04d}-batch-{left[1]:06d}"
+    record = train(model, batches, config, loss_fn=classification_loss, resume=True, **settings)
+    assert_same(weights_of(model), weights_of(reference))
+    assert without_seconds(record.history) == without_seconds(expected.history)
+    whole, _, resumed = made
+    for one, other in zip(whole.state.values(), resumed.state.values(), strict=True):
+        assert_same(one, other)
 
 
 def test_the_best_weights_of_before_an_interruption_are_kept(tmp_path):

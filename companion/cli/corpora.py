@@ -1,0 +1,37 @@
+"""The corpora that the commands know: the real IMDB, and reviews written by a grammar."""
+
+from typing import Literal
+
+from companion import toy
+from companion.corpus import TokenizedCorpus, tokenize_imdb
+from companion.imdb import Review, Split, load_imdb
+from companion.losses import classification_loss
+from companion.prediction import Predictor, evaluation_batches
+from companion.text import Tokenizer
+from companion.training import evaluate
+
+Corpus = Literal["imdb", "toy"]
+
+TOY_SIZE, TOY_TEST_SIZE = 7_000, 1_000
+"""Reviews that the grammar writes for ``train toy``, no two alike, and how many of them are the test split."""
+
+
+def reviews(corpus: Corpus, split: Split) -> list[Review]:
+    """Return the reviews of a split; the grammar's are not unlabelled."""
+    if corpus == "imdb":
+        return load_imdb(split)
+    written = toy.reviews(TOY_SIZE, seed=0)
+    return written[:-TOY_TEST_SIZE] if split == "train" else written[-TOY_TEST_SIZE:]
+
+
+def tokenized(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> TokenizedCorpus:
+    """Return the tokens of a split, those of IMDB from the cache."""
+    if corpus == "imdb":
+        return tokenize_imdb(split, tokenizer=tokenizer)
+    return TokenizedCorpus.build(reviews(corpus, split), tokenizer)
+
+
+def test(predictor: Predictor) -> dict[str, float]:
+    """Measure a classifier on the test split of the corpus that its run is of."""
+    corpus = tokenized(predictor.config["data"]["corpus"], "test", predictor.tokenizer)
+    return evaluate(predictor.model, evaluation_batches(predictor, corpus), loss_fn=classification_loss)

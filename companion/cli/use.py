@@ -1,0 +1,48 @@
+"""``evaluate`` and ``predict``: a trained run, measured and put to use."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import tyro
+
+from companion.cli import corpora
+from companion.prediction import load_run
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run on the test split of its corpus."""
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+
+    def run(self) -> None:
+        """Print loss and accuracy as JSON."""
+        predictor = load_run(self.folder)
+        if predictor.config.get("data", {}).get("corpus") not in get_args(corpora.Corpus):
+            raise ValueError(
+                f"{self.folder} does not say which corpus it is of; evaluate takes runs of the train command"
+            )
+        print(json.dumps(corpora.test(predictor)))
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify texts: print a line with label and probability for each."""
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The texts; without any, each line of standard input is one."""
+
+    def run(self) -> None:
+        """Print one prediction a line."""
+        predictor = load_run(self.folder)
+        texts = self.texts or [line.removesuffix("\n") for line in sys.stdin]
+        if not texts:
+            raise ValueError("there is no text to classify; give one as an argument, or lines on standard input")
+        for label, probability in predictor.predict(texts):
+            print(f"{label} {probability:.2f}")
