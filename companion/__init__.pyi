@@ -43,6 +43,7 @@ from .corpus import TokenizedCorpus as TokenizedCorpus
 from .corpus import tokenize_imdb as tokenize_imdb
 from .decoding import beam_search as beam_search
 from .decoding import greedy_search as greedy_search
+from .exercises import check_albert_parameters as check_albert_parameters
 from .exercises import check_alibi as check_alibi
 from .exercises import check_attention as check_attention
 from .exercises import check_calibration_error as check_calibration_error
@@ -52,15 +53,18 @@ from .exercises import check_feed_forward as check_feed_forward
 from .exercises import check_layer_norm as check_layer_norm
 from .exercises import check_learning_rate as check_learning_rate
 from .exercises import check_log_count_ratio as check_log_count_ratio
+from .exercises import check_masked_loss as check_masked_loss
 from .exercises import check_mean_loss as check_mean_loss
 from .exercises import check_mean_pooling as check_mean_pooling
 from .exercises import check_multi_head_attention as check_multi_head_attention
+from .exercises import check_ngram_lengths as check_ngram_lengths
 from .exercises import check_padding_mask as check_padding_mask
 from .exercises import check_parameter_count as check_parameter_count
 from .exercises import check_positions as check_positions
 from .exercises import check_post_norm as check_post_norm
 from .exercises import check_recurrence as check_recurrence
 from .exercises import check_rotary as check_rotary
+from .exercises import check_sentence_order as check_sentence_order
 from .exercises import check_shift_matrix as check_shift_matrix
 from .exercises import check_softmax as check_softmax
 from .exercises import check_softmax_gradient as check_softmax_gradient

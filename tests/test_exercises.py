@@ -12,8 +12,10 @@ from sklearn.naive_bayes import MultinomialNB
 from torch import nn
 
 from companion import exercises
+from companion.albert import AlbertConfig, AlbertModel
 from companion.attention import AttentionOutput
 from companion.exercises import (
+    check_albert_parameters,
     check_alibi,
     check_attention,
     check_calibration_error,
@@ -23,15 +25,18 @@ from companion.exercises import (
     check_layer_norm,
     check_learning_rate,
     check_log_count_ratio,
+    check_masked_loss,
     check_mean_loss,
     check_mean_pooling,
     check_multi_head_attention,
+    check_ngram_lengths,
     check_padding_mask,
     check_parameter_count,
     check_positions,
     check_post_norm,
     check_recurrence,
     check_rotary,
+    check_sentence_order,
     check_shift_matrix,
     check_softmax,
     check_softmax_gradient,
@@ -427,6 +432,61 @@ def replacing_by(number):
     return lambda ids, i: ids.index_fill(0, torch.tensor(i), number)
 
 
+# ALBERT
+
+
+def albert_parameters(v, e, h, layers, width=4):
+    attention, feed_forward = 4 * (h * h + h), 2 * h * width * h + width * h + h
+    return v * e + (e + 1) * h + attention + feed_forward + 4 * h
+
+
+def albert_parameters_by_module(v, e, h, layers):
+    config = AlbertConfig(
+        vocab_size=v,
+        embedding_size=e,
+        hidden_size=h,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        intermediate_size=4 * h,
+    )
+    model = AlbertModel(config, add_pooling_layer=False)
+    parts = (model.embeddings.word, model.embedding_map, model.attentions, model.feed_forwards)
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def ngram_lengths(max_n, weigh=lambda n: 1 / n):
+    weights = weigh(torch.arange(1, max_n + 1, dtype=torch.float64))
+    return weights / weights.sum()
+
+
+def sentence_order(first, second, swapped, begin=(2,), between=(3,), end=(3,)):
+    a, b = (second, first) if swapped else (first, second)
+    before, behind = [*begin, *a, *between], [*b, *end]
+    return before + behind, [0] * len(before) + [1] * len(behind)
+
+
+def sentence_order_in_tensors(first, second, swapped):
+    a, b = (torch.tensor(part) for part in ((second, first) if swapped else (first, second)))
+    ids = torch.cat([torch.tensor([2]), a, torch.tensor([3]), b, torch.tensor([3])])
+    return ids, (torch.arange(len(ids)) >= len(a) + 2).long()
+
+
+def retyped(first, second, swapped, change):
+    ids, types = sentence_order(first, second, swapped)
+    return ids, change(types)
+
+
+def masked_loss(logits, labels, reduce=lambda losses, masked: losses[masked].mean()):
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return reduce(losses, labels != -100)
+
+
+def masked_loss_by_hand(logits, labels):
+    masked = labels != -100
+    chosen = logits.log_softmax(-1)[masked]
+    return -chosen[torch.arange(len(chosen)), labels[masked]].sum() / masked.sum()
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -485,6 +545,15 @@ RIGHT = [
     (check_deletion, deletion),
     (check_deletion, deletion_in_one_batch),
     (check_deletion, deletion_in_place),
+    (check_albert_parameters, albert_parameters),
+    (check_albert_parameters, albert_parameters_by_module),
+    (check_ngram_lengths, ngram_lengths),
+    (check_ngram_lengths, lambda max_n: ngram_lengths(max_n).float()),
+    (check_sentence_order, sentence_order),
+    (check_sentence_order, sentence_order_in_tensors),
+    (check_masked_loss, masked_loss),
+    (check_masked_loss, masked_loss_by_hand),
+    (check_masked_loss, lambda logits, labels: masked_loss_by_hand(logits.float(), labels)),
 ]
 
 
@@ -852,6 +921,69 @@ MISTAKES = [
     (check_deletion, shown_in_deletion(without=lambda ids, i: ids[:i]), "All tokens from this one on"),
     (check_deletion, shown_in_deletion(without=lambda ids, i: ids[ids != ids[i]]), "Every token of the same id"),
     (check_deletion, lambda model, ids: model(ids), "model ids of shape (5,): it reads a batch"),
+    (check_albert_parameters, lambda v, e, h, layers: v * h + 12 * h * h + 13 * h, "embeddings are as wide as"),
+    (check_albert_parameters, lambda v, e, h, layers: (v + h) * e + h + layers * (12 * h + 13) * h, "share nothing"),
+    (check_albert_parameters, lambda v, e, h, layers: v * h + layers * (12 * h + 13) * h, "This is BERT"),
+    (check_albert_parameters, lambda v, e, h, layers: v * e + (12 * h + 13) * h, "map from E to H is forgotten"),
+    (check_albert_parameters, lambda v, e, h, layers: albert_parameters(v, e, h, layers) - h, "bias of the map"),
+    (check_albert_parameters, lambda v, e, h, layers: v * e + (e + 1) * h + 12 * h * h, "without biases and"),
+    (check_albert_parameters, lambda v, e, h, layers: albert_parameters(v, e, h, layers) - 4 * h, "The LayerNorms"),
+    (check_albert_parameters, lambda v, e, h, layers: albert_parameters(v, e, h, layers) - 5 * h, "add 5 H"),
+    (check_albert_parameters, lambda v, e, h, layers: albert_parameters(v, e, h, layers, width=1), "inner width"),
+    (check_ngram_lengths, lambda max_n: ngram_lengths(max_n, torch.ones_like), "equally likely"),
+    (check_ngram_lengths, lambda max_n: 1 / torch.arange(1.0, max_n + 1).double(), "do not sum to 1"),
+    (check_ngram_lengths, lambda max_n: ngram_lengths(max_n, lambda n: n), "proportional to n,"),
+    (check_ngram_lengths, lambda max_n: ngram_lengths(max_n, lambda n: 0.5**n), "half as likely"),
+    (check_ngram_lengths, lambda max_n: ngram_lengths(max_n, lambda n: n**-2), "square of n"),
+    (check_ngram_lengths, lambda max_n: (1 / torch.arange(1.0, max_n + 1).double()).softmax(0), "softmax of 1 / n"),
+    (
+        check_ngram_lengths,
+        lambda max_n: 1 / torch.arange(1, max_n + 1).double() / sum(1 / k for k in range(1, max_n)),
+        "ends before max_n",
+    ),
+    (check_sentence_order, lambda a, b, swapped: sentence_order(a, b, swapped, begin=()), "[CLS] is missing"),
+    (check_sentence_order, lambda a, b, swapped: sentence_order(a, b, swapped, end=()), "last [SEP] is missing"),
+    (check_sentence_order, lambda a, b, swapped: sentence_order(a, b, swapped, between=()), "between the segments"),
+    (check_sentence_order, lambda a, b, swapped: sentence_order(a, b, False), "are not swapped where"),
+    (check_sentence_order, lambda a, b, swapped: sentence_order(a, b, True), "are swapped where swapped is false"),
+    (
+        check_sentence_order,
+        lambda a, b, swapped: retyped(a, b, swapped, lambda types: [*types[1:], 1]),
+        "The first [SEP] is of type 1",
+    ),
+    (check_sentence_order, lambda a, b, swapped: retyped(a, b, swapped, lambda t: [0] * len(t)), "All types are 0"),
+    (
+        check_sentence_order,
+        lambda a, b, swapped: retyped(a, b, swapped, lambda types: [1 - kind for kind in types]),
+        "wrong way round",
+    ),
+    (
+        check_sentence_order,
+        lambda a, b, swapped: retyped(a, b, swapped, lambda types: [*types[:-1], 0]),
+        "The last [SEP] is of type 0",
+    ),
+    (
+        check_sentence_order,
+        lambda a, b, swapped: retyped(
+            a, b, swapped, lambda types: [0, *[1 - k for k in types[1:]]] if swapped else types
+        ),
+        "gives the answer away",
+    ),
+    (
+        check_sentence_order,
+        lambda a, b, swapped: (sentence_order(a, b, swapped)[0], sentence_order(a, b, False)[1]),
+        "those of the text's order",
+    ),
+    (check_masked_loss, lambda x, y: masked_loss(x, y, lambda losses, masked: losses.mean()), "over all positions"),
+    (check_masked_loss, lambda x, y: masked_loss(x, y, lambda losses, masked: losses.sum()), "losses are summed"),
+    (check_masked_loss, lambda x, y: F.cross_entropy(x.transpose(1, 2), y.clamp(min=0)), "counted as token 0"),
+    (
+        check_masked_loss,
+        lambda x, y: masked_loss(x, y, lambda losses, masked: (losses.sum(1)[:2] / masked.sum(1)[:2]).mean()),
+        "Each text counts alike",
+    ),
+    (check_masked_loss, lambda x, y: masked_loss(x, y, lambda losses, masked: losses.sum() / 3), "number of texts"),
+    (check_masked_loss, lambda x, y: -masked_loss(x, y), "sign is wrong"),
 ]
 
 
@@ -902,7 +1034,8 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    for chapter in (exercises.attention, exercises.background, exercises.imdb, exercises.layers, exercises.positions):
+    chapters = ("albert", "attention", "background", "imdb", "layers", "positions")
+    for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
 
@@ -1148,6 +1281,8 @@ def test_a_small_difference_is_shown_with_more_digits():
         (check_mean_loss, mean_loss, 5e-7, 2e-6),
         (check_calibration_error, calibration_error_by_histogram, 5e-7, 2e-6),
         (check_deletion, deletion, 5e-7, 2e-6),
+        (check_ngram_lengths, ngram_lengths, 5e-7, 2e-6),
+        (check_masked_loss, masked_loss, 5e-7, 2e-6),
     ],
 )
 def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):

@@ -5,6 +5,10 @@ AssertionError of one sentence: the mistake and its mend, or else where the resu
 raises comes through. ``f`` gets copies, so it may work in place.
 """
 
+from companion.exercises.albert import check_albert_parameters as check_albert_parameters
+from companion.exercises.albert import check_masked_loss as check_masked_loss
+from companion.exercises.albert import check_ngram_lengths as check_ngram_lengths
+from companion.exercises.albert import check_sentence_order as check_sentence_order
 from companion.exercises.attention import check_attention as check_attention
 from companion.exercises.attention import check_causal_mask as check_causal_mask
 from companion.exercises.attention import check_multi_head_attention as check_multi_head_attention
