@@ -18,7 +18,7 @@ from companion.devices import default_device
 from companion.models import TextClassifier
 from companion.ngrams import NGramClassifier, NGramConfig
 from companion.records import read_json
-from companion.runs import RunFolder, load_weights
+from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer
 
 Classifier = TextClassifier | ArticleClassifier | AlbertTextClassifier
@@ -198,11 +198,7 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
         model = classifier(config(**shape))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{run.config} does not describe a classifier ({type(error).__name__}: {error})") from error
-    try:
-        model.load_state_dict(load_weights(run.weights))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"{run.weights} does not fit {run.config} ({reason})") from error
+    run.load_into(model)
     if words == run.pieces:
         tokenizer = SentencePieceTokenizer.load(words)
         vocabulary = tokenizer.vocabulary

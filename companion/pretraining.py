@@ -124,9 +124,10 @@ def mask_tokens(
         raise ValueError(f"probability={probability}; choose 0 < probability < 1")
     if max_n < 1:
         raise ValueError(f"max_n={max_n}; choose 1 or more")
-    if len({*special_ids, mask_id}) >= vocab_size:
+    hidden = sorted({*special_ids, mask_id})
+    if len(hidden) >= vocab_size:
         raise ValueError(f"vocab_size={vocab_size} has no room for any but the special tokens; choose more")
-    hidden_ids = torch.tensor(sorted({*special_ids, mask_id}), device=input_ids.device)
+    hidden_ids = torch.tensor(hidden, device=input_ids.device)
     open_ = ~torch.isin(input_ids, hidden_ids)
     starts = open_.clone()
     if continues is not None:

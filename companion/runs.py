@@ -130,6 +130,19 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config, entries)
 
+    def load_into(self, model: nn.Module) -> None:
+        """Load the best weights into a model that ``config.json`` describes.
+
+        Raises:
+            FileNotFoundError: If there are none.
+            ValueError: If they are damaged or do not fit.
+        """
+        try:
+            model.load_state_dict(load_weights(self.weights))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise ValueError(f"{self.weights} does not fit {self.config} ({reason})") from error
+
     def save(self, state: TrainingState, full: FullState) -> None:
         """Keep a checkpoint, and its weights as the best where they are; the checkpoint before goes last.
 

@@ -21,7 +21,7 @@ from companion.albert import (
 from companion.cooccurrence import cooccurrence_vectors
 from companion.positions import sinusoidal_encoding
 from companion.records import read_json
-from companion.runs import RunFolder, load_weights
+from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer
 
 
@@ -117,10 +117,7 @@ def load_pretrained(path: str | os.PathLike[str]) -> PreTrained:
         model = AlbertForPreTraining(AlbertConfig(**{name: shape[name] for name in shape if name != "kind"}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{run.config} does not describe an ALBERT ({error})") from error
-    try:
-        model.load_state_dict(load_weights(run.weights))
-    except RuntimeError as error:
-        raise ValueError(f"{run.weights} does not fit {run.config} ({str(error).splitlines()[1].strip()})") from error
+    run.load_into(model)
     return _with_tokenizer(model.albert, run.pieces)
 
 

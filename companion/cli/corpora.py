@@ -1,5 +1,8 @@
 """The corpora that the commands know: the real IMDB, and reviews written by a grammar."""
 
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from companion import toy
@@ -7,7 +10,7 @@ from companion.corpus import TokenizedCorpus, tokenize_imdb
 from companion.imdb import Review, Split, load_imdb
 from companion.losses import classification_loss
 from companion.prediction import Predictor, evaluation_batches
-from companion.text import Tokenizer
+from companion.text import SentencePieceTokenizer, Tokenizer
 from companion.training import evaluate
 
 Corpus = Literal["imdb", "toy"]
@@ -29,6 +32,13 @@ def tokenized(corpus: Corpus, split: Split, tokenizer: Tokenizer) -> TokenizedCo
     if corpus == "imdb":
         return tokenize_imdb(split, tokenizer=tokenizer)
     return TokenizedCorpus.build(reviews(corpus, split), tokenizer)
+
+
+def train_pieces(texts: Iterable[Review], vocab_size: int) -> SentencePieceTokenizer:
+    """Train a SentencePiece model on reviews; a run keeps it later, once it is claimed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "spiece.model")
+        return SentencePieceTokenizer.train((review.text for review in texts), vocab_size, path)
 
 
 def test(predictor: Predictor) -> dict[str, float]:

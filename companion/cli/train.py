@@ -1,7 +1,6 @@
 """``train``: a classifier from scratch."""
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -121,9 +120,7 @@ def _tokenizer(command: _TrainClassifier, corpus: Corpus) -> Tokenizer:
     if command.tokenizer == "words":
         return WordTokenizer()
     training, _ = hold_out(corpora.reviews(corpus, "train"))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "spiece.model")
-        return SentencePieceTokenizer.train((text for text, _ in training), command.model.vocab_size, path)
+    return corpora.train_pieces(training, command.model.vocab_size)
 
 
 def _vocabulary(command: _TrainClassifier, training: TokenizedCorpus, tokenizer: Tokenizer) -> Vocabulary:

@@ -1,10 +1,8 @@
 """``pretrain`` and ``finetune``: ALBERT learns from texts alone, then from labels."""
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -155,6 +153,4 @@ def _tokenizer(run: RunFolder, reviews: Sequence[Review], vocab_size: int) -> Se
     """Train a SentencePiece model, unless the run that is to be resumed has one."""
     if run.config.exists() and run.pieces.exists():
         return SentencePieceTokenizer.load(run.pieces)
-    with tempfile.TemporaryDirectory() as folder:
-        texts = (review.text for review in reviews)
-        return SentencePieceTokenizer.train(texts, vocab_size, Path(folder, "spiece.model"))
+    return corpora.train_pieces(reviews, vocab_size)
