@@ -367,10 +367,11 @@ def test_fine_tuning_leaves_a_whole_run_folder_and_prints_its_figures(pretrained
     }
     assert (folder / "spiece.model").read_bytes() == (pretrained[0] / "spiece.model").read_bytes()
     shape = TrainingRecord.load(pretrained[0] / "record.json").config["model"]
-    changes = {"kind": "AlbertTextClassifier", "max_length": 40, "unknown_id": 1}
+    changes = {"kind": "AlbertTextClassifier", "max_length": 40, "unknown_id": 1, "mask_id": 4, "word_dropout": 0.1}
     dropout = {"hidden_dropout_prob": 0.1, "classifier_dropout_prob": 0.1}
     assert record.config["model"] == shape | changes | dropout
     data = {"corpus": "imdb", "max_tokens": 4_096, "tokenizer": "sentencepiece", "from": str(pretrained[0])}
+    data["start"] = "pretrained"
     assert record.config["data"] == data
     assert len(record.history) == 2
 

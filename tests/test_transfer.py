@@ -158,6 +158,20 @@ def test_dropout_is_before_the_output_and_in_training_alone():
     torch.testing.assert_close(model.eval()(torch.tensor([ids])), plain_logits(model, [ids]), **CLOSE)
 
 
+def test_word_dropout_hides_tokens_behind_the_mask_in_training_alone():
+    """The very tokens, drawn again; padding stays, and evaluation sees all."""
+    texts = [torch.randint(5, 60, (n,)).tolist() for n in (40, 11)]
+    dropout = {"hidden_dropout_prob": 0.0, "classifier_dropout_prob": 0.0}
+    model = make_model(word_dropout=0.4, mask_id=6, **dropout).train()
+    torch.manual_seed(5)
+    hidden = torch.rand(2, 40) < 0.4
+    torch.manual_seed(5)
+    masked = [[6 if hidden[row, n] else i for n, i in enumerate(ids)] for row, ids in enumerate(texts)]
+    torch.testing.assert_close(model(pad_batch(texts)), plain_logits(model, masked), **CLOSE)
+    assert 0.2 < hidden.float().mean() < 0.6
+    torch.testing.assert_close(model.eval()(pad_batch(texts)), plain_logits(model, texts), **CLOSE)
+
+
 def test_the_output_begins_as_the_encoder_does():
     """With weights drawn from a normal distribution cut at two deviations, and no bias."""
     config = AlbertTextConfig(**SMALL | {"hidden_size": 600, "initializer_range": 0.3})
@@ -173,6 +187,9 @@ def test_the_output_begins_as_the_encoder_does():
     [
         *(({"max_length": n}, f"max_length={n}; choose 1 or more") for n in (0, -1)),
         ({"max_position_embeddings": 2}, "max_position_embeddings=2 has no room for a token between [CLS] and [SEP]"),
+        ({"word_dropout": 1.5}, "word_dropout=1.5; choose"),
+        ({"mask_id": 60}, "mask_id=60; choose 0 <= mask_id < vocab_size=60"),
+        ({"unknown_id": -1}, "unknown_id=-1; choose 0 <= unknown_id < vocab_size=60"),
         ({"num_attention_heads": 3}, "num_attention_heads=3 does not divide hidden_size=8"),
     ],
 )

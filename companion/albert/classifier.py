@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from companion.albert.config import AlbertConfig
 from companion.albert.model import AlbertModel, initialize
 from companion.checks import check_ids
-from companion.configs import check_positive
+from companion.configs import check_ids as check_id_fields
+from companion.configs import check_positive, check_probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class AlbertTextConfig(AlbertConfig):
     Attributes:
         max_length: The longest input, in tokens; longer ones than ``max_position_embeddings`` allows are read in
             windows.
+        word_dropout: The probability with which training hides a token behind the mask.
+        unknown_id: The id of the unknown token.
+        mask_id: The id of the mask.
 
     Raises:
         ValueError: If a value is out of range; the message names the field and what would do.
@@ -31,11 +35,15 @@ class AlbertTextConfig(AlbertConfig):
     """
 
     max_length: int = 1_024
+    word_dropout: float = 0.0
     unknown_id: int = 1
+    mask_id: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "max_length")
+        check_probabilities(self, "word_dropout")
+        check_id_fields(self, "vocab_size", "unknown_id", "mask_id")
         if self.max_position_embeddings < 3:
             places = f"max_position_embeddings={self.max_position_embeddings}"
             raise ValueError(f"{places} has no room for a token between [CLS] and [SEP]; choose 3 or more")
@@ -84,6 +92,10 @@ class AlbertTextClassifier(nn.Module):
             ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
         """
         check_ids("input_ids", input_ids, self.albert.embeddings.word.weight, self.config.max_length)
+        if self.training and self.config.word_dropout:
+            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
+            words = input_ids != self.config.pad_token_id
+            input_ids = input_ids.masked_fill(dropped & words, self.config.mask_id)
         windows, text = self._windows(input_ids)
         mask = windows != self.config.pad_token_id
         hidden, _ = self.albert(windows, mask)

@@ -13,9 +13,13 @@ import tyro
 from torch import nn
 from torch.utils.data import DataLoader
 
-from companion.losses import LossFunction
+from companion.batching import labelled_batches
+from companion.cli import corpora
+from companion.corpus import TokenizedCorpus
+from companion.losses import LossFunction, classification_loss
 from companion.optimization import TrainingConfig
 from companion.plans import training_plan
+from companion.prediction import Predictor, evaluation_batches
 from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer, Vocabulary
 from companion.training import train
@@ -99,6 +103,41 @@ def run_training(
         record.save(run.record)
         splits = {"dev": record.dev, "test": record.test}
         print(f"{run.folder}: {', '.join(_figures(name, metrics) for name, metrics in splits.items() if metrics)}")
+
+
+def run_classifier_training(
+    options: RunOptions,
+    predictor: Predictor,
+    training_split: TokenizedCorpus,
+    dev_split: TokenizedCorpus,
+    training: TrainingConfig,
+) -> None:
+    """Train a classifier as `run_training` does, chosen on the dev split, measured on the test split.
+
+    Args:
+        options: Where, and how.
+        predictor: The classifier; its config says which data this is.
+        training_split: What to train on.
+        dev_split: What to choose by.
+        training: How to train.
+    """
+    vocabulary, tokenizer = predictor.vocabulary, predictor.tokenizer
+    run_training(
+        options,
+        predictor.model,
+        labelled_batches(
+            training_split.encode(vocabulary),
+            training_split.labels,
+            max_tokens=options.max_tokens,
+            seed=training.seed,
+        ),
+        evaluation_batches(predictor, dev_split),
+        training,
+        words=tokenizer if isinstance(tokenizer, SentencePieceTokenizer) else vocabulary,
+        loss_fn=classification_loss,
+        data=predictor.config["data"],
+        test=lambda: corpora.test(predictor),
+    )
 
 
 def command_line() -> str:

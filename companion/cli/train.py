@@ -8,15 +8,13 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from companion.batching import labelled_batches
 from companion.cli import corpora
 from companion.cli.corpora import Corpus
-from companion.cli.runs import RunOptions, run_training
+from companion.cli.runs import RunOptions, run_classifier_training
 from companion.corpus import TokenizedCorpus
 from companion.imdb import hold_out
-from companion.losses import classification_loss
 from companion.models import ClassifierConfig, TextClassifier
-from companion.prediction import Predictor, evaluation_batches
+from companion.prediction import Predictor
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer, load_vectors
 from companion.training import TrainingConfig
 
@@ -101,19 +99,7 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
         "vectors": command.vectors and command.vectors.name,
     }
     predictor = Predictor(model, vocabulary, {"data": data}, tokenizer)
-    run_training(
-        command,
-        model,
-        labelled_batches(
-            training.encode(vocabulary), training.labels, max_tokens=command.max_tokens, seed=command.training.seed
-        ),
-        evaluation_batches(predictor, dev),
-        command.training,
-        words=tokenizer if isinstance(tokenizer, SentencePieceTokenizer) else vocabulary,
-        loss_fn=classification_loss,
-        data=data,
-        test=lambda: corpora.test(predictor),
-    )
+    run_classifier_training(command, predictor, training, dev, command.training)
 
 
 def _tokenizer(command: _TrainClassifier, corpus: Corpus) -> Tokenizer:

@@ -8,14 +8,12 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from companion.albert import AlbertConfig, AlbertForPreTraining
-from companion.batching import labelled_batches
+from companion.albert import AlbertConfig, AlbertForPreTraining, AlbertModel
 from companion.cli import corpora
-from companion.cli.runs import RunOptions, run_training
+from companion.cli.runs import RunOptions, run_classifier_training, run_training
 from companion.imdb import Review, hold_out
-from companion.losses import classification_loss
 from companion.optimization import TrainingConfig
-from companion.prediction import Predictor, evaluation_batches
+from companion.prediction import Predictor
 from companion.pretraining import PreTrainingTask, pretraining_batches, pretraining_loss
 from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer
@@ -44,9 +42,14 @@ class PreTrain(RunOptions):
             num_attention_heads=4,
             intermediate_size=1_024,
             max_position_embeddings=128,
+            initializer_range=0.05,
         )
     )
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=4, warmup_fraction=0.05))
+    max_tokens: int = 2_048
+    """Tokens a batch, padding included."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(epochs=2, learning_rate=5e-4, warmup_fraction=0.05)
+    )
 
     def run(self) -> None:
         """Train, print."""
@@ -110,10 +113,14 @@ class FineTune(RunOptions):
     """The corpus to fine-tune on."""
     source: Annotated[str, tyro.conf.arg(name="from")]
     """The run folder of pretrain albert, or the folder or Hub repository of a checkpoint of transformers."""
+    start: Literal["pretrained", "random"] = "pretrained"
+    """What to begin with: the pre-trained weights, or others of the same shape drawn at random."""
     max_length: int = 1_024
     """Tokens of a review, of which those that come later are not read."""
     dropout: float = 0.1
     """Dropout probability of embeddings, sublayers and classifier."""
+    word_dropout: float = 0.1
+    """The probability with which training hides a word's piece behind the mask."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=3, learning_rate=3e-4))
 
     def run(self) -> None:
@@ -124,29 +131,21 @@ class FineTune(RunOptions):
         training, dev = (tokenized.select(rows) for rows in hold_out(range(len(tokenized))))
         torch.manual_seed(self.training.seed)
         model = make_classifier(
-            pretrained,
+            pretrained if self.start == "pretrained" else AlbertModel(pretrained.config),
             max_length=self.max_length,
             hidden_dropout_prob=self.dropout,
             classifier_dropout_prob=self.dropout,
+            word_dropout=self.word_dropout,
         )
-        data = {"corpus": "imdb", "max_tokens": self.max_tokens, "tokenizer": "sentencepiece", "from": self.source}
+        data = {
+            "corpus": "imdb",
+            "max_tokens": self.max_tokens,
+            "tokenizer": "sentencepiece",
+            "from": self.source,
+            "start": self.start,
+        }
         predictor = Predictor(model, tokenizer.vocabulary, {"data": data}, tokenizer)
-        run_training(
-            self,
-            model,
-            labelled_batches(
-                training.encode(tokenizer.vocabulary),
-                training.labels,
-                max_tokens=self.max_tokens,
-                seed=self.training.seed,
-            ),
-            evaluation_batches(predictor, dev),
-            self.training,
-            words=tokenizer,
-            loss_fn=classification_loss,
-            data=data,
-            test=lambda: corpora.test(predictor),
-        )
+        run_classifier_training(self, predictor, training, dev, self.training)
 
 
 def _tokenizer(run: RunFolder, reviews: Sequence[Review], vocab_size: int) -> SentencePieceTokenizer:
