@@ -257,7 +257,7 @@ def _cut(
 ) -> tuple[Sequence[int], Sequence[int]]:
     if len(sequence) < 2:
         raise ValueError(f"a text has {len(sequence)} tokens; it takes two to be cut in two")
-    places = [place for place in range(1, len(sequence)) if sequence[place - 1] in ends] or range(1, len(sequence))
+    places = _cuts(sequence, ends) or range(1, len(sequence))
     place = places[int(torch.randint(len(places), (), generator=generator))]
     return sequence[:place], sequence[place:]
 
@@ -298,8 +298,10 @@ def pretraining_batches(
 ) -> DataLoader[PreTrainingBatch]:
     """Cut texts into windows, the windows into segments, and hide words in them; anew in every epoch.
 
-    A text longer than a window is cut into as many of equal length as it takes. (The paper's are 512 tokens long,
-    but for a tenth that is cut shorter.)
+    A window holds whole sentences of a text, as many as it has room for; a sentence longer than that is cut into
+    windows of equal length, of its own. A window that does not hold two sentences makes no pair, and is left out where
+    the task takes pairs: wherever it were cut, a segment would end within a sentence, which tells the order. (The
+    paper's windows are 512 tokens long, but for a tenth that is cut shorter.)
 
     Args:
         sequences: Token ids of texts, without special ones.
@@ -315,7 +317,8 @@ def pretraining_batches(
         An iterable of `PreTrainingBatch`.
 
     Raises:
-        ValueError: If a window has no room for three tokens, no text has two, or the sampler refuses the lengths.
+        ValueError: If a window has no room for three tokens, no text has two, no window two sentences where the task
+            takes pairs, or the sampler refuses the lengths.
 
     Example:
         >>> texts = [review.text for review in toy.reviews(200)]
@@ -330,28 +333,56 @@ def pretraining_batches(
     room = max_length - 2 - (task.sentence_task != "none")
     if room < 3:
         raise ValueError(f"max_length={max_length} has no room for three tokens beside the special ones; choose more")
-    windows = [window for sequence in sequences for window in _windows(sequence, room)]
+    ends = _sentence_ends(tokenizer)
+    windows = [window for sequence in sequences for window in _windows(sequence, room, ends)]
+    if task.sentence_task != "none":
+        windows = [window for window in windows if _cuts(window, ends)]
+        if not windows:
+            raise ValueError(f"no window of max_length={max_length} holds two sentences; choose sentence_task='none'")
     lengths = [len(window) + max_length - room for window in windows]
     sampler = LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed)
-    collate = _Collate(tokenizer, task, lambda first: mix_seed(seed, sampler.epoch, first))
+    collate = _Collate(tokenizer, ends, task, lambda first: mix_seed(seed, sampler.epoch, first))
     return DataLoader(list(enumerate(windows)), batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def _windows(sequence: Sequence[int], room: int) -> list[Sequence[int]]:
-    count = -(-len(sequence) // room)
-    edges = [len(sequence) * edge // max(count, 1) for edge in range(count + 1)]
-    windows = [sequence[start:end] for start, end in itertools.pairwise(edges)]
+def _sentence_ends(tokenizer: SentencePieceTokenizer) -> frozenset[int]:
+    pieces = tokenizer.vocabulary.decode(range(len(tokenizer.vocabulary)))
+    return frozenset(index for index, piece in enumerate(pieces) if piece.endswith((".", "!", "?")))
+
+
+def _windows(sequence: Sequence[int], room: int, ends: frozenset[int]) -> list[Sequence[int]]:
+    windows, start = [], 0
+    for sentence, end in itertools.pairwise([0, *_cuts(sequence, ends), len(sequence)]):
+        if end - start > room:
+            windows.append(sequence[start:sentence])
+            start = sentence
+        if end - start > room:
+            count = -(-(end - start) // room)
+            edges = [start + (end - start) * edge // count for edge in range(count + 1)]
+            windows += [sequence[first:last] for first, last in itertools.pairwise(edges)]
+            start = end
+    windows.append(sequence[start:])
     return [window for window in windows if len(window) > 1]
+
+
+def _cuts(sequence: Sequence[int], ends: frozenset[int]) -> list[int]:
+    """Return the places behind the ends of sentences, but for that of the last one."""
+    return [place for place in range(1, len(sequence)) if sequence[place - 1] in ends]
 
 
 class _Collate:
     """Make a batch of windows and their numbers."""
 
-    def __init__(self, tokenizer: SentencePieceTokenizer, task: PreTrainingTask, seed_of: Callable[[int], int]) -> None:
-        pieces = tokenizer.vocabulary.decode(range(len(tokenizer.vocabulary)))
+    def __init__(
+        self,
+        tokenizer: SentencePieceTokenizer,
+        ends: frozenset[int],
+        task: PreTrainingTask,
+        seed_of: Callable[[int], int],
+    ) -> None:
         self.cls_id, self.sep_id, self.mask_id = tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
         self.continues = tokenizer.continues_word
-        self.ends = {index for index, piece in enumerate(pieces) if piece.endswith((".", "!", "?"))}
+        self.ends = ends
         self.task = task
         self.seed_of = seed_of
 
@@ -365,7 +396,9 @@ class _Collate:
         else:
             drawn = next_sentence_pairs(windows, ends=self.ends, generator=generator)
             longest = max(map(len, windows))  # which another window's second part must not exceed
-            pairs = [SegmentPair(first, second[: longest - len(first)], label) for first, second, label in drawn]
+            pairs = [
+                SegmentPair(first, self._shorten(second, longest - len(first)), label) for first, second, label in drawn
+            ]
         firsts = [[self.cls_id, *first, self.sep_id] for first, _, _ in pairs]
         seconds = [[*second, self.sep_id] if second else [] for _, second, _ in pairs]
         masked = mask_tokens(
@@ -382,6 +415,12 @@ class _Collate:
         return PreTrainingBatch(
             masked.input_ids, pad_batch(types), masked.labels, torch.tensor([label for _, _, label in pairs])
         )
+
+    def _shorten(self, second: Sequence[int], room: int) -> Sequence[int]:
+        """Cut another window's second part to the sentences that fit; within the first one, if that does not."""
+        if len(second) <= room:
+            return second
+        return second[: max((place for place in _cuts(second, self.ends) if place <= room), default=room)]
 
 
 def pretraining_loss(model: nn.Module, batch: PreTrainingBatch) -> LossOutput:

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = [
     *("--model.vocab-size", "80", "--model.embedding-size", "6", "--model.hidden-size", "8"),
     *("--model.num-hidden-layers", "1", "--model.num-attention-heads", "2", "--model.intermediate-size", "8"),
-    *("--model.max-position-embeddings", "24"),
+    *("--model.max-position-embeddings", "64"),
 ]
 COMMON = ["--training.learning-rate", "0.01", "--training.mixed-precision", "fp32", "--max-tokens", "4096"]
 PRETRAIN = ["pretrain", "albert", *MODEL, *COMMON, "--training.epochs", "2"]
@@ -154,7 +155,7 @@ def expected_batches(tokenizer, task=None, seed=0):
             [tokenizer.encode(text) for text in texts],
             tokenizer,
             task,
-            max_length=24,
+            max_length=64,
             max_tokens=4_096,
             shuffle=shuffle,
             seed=seed,
@@ -177,7 +178,7 @@ def test_pretraining_leaves_a_whole_run_folder_and_prints_its_dev_figures(pretra
     }
     assert record.config == json.loads((folder / "config.json").read_text())
     shape = {"embedding_size": 6, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shape |= {"vocab_size": 80, "intermediate_size": 8, "max_position_embeddings": 24}
+    shape |= {"vocab_size": 80, "intermediate_size": 8, "max_position_embeddings": 64, "initializer_range": 0.05}
     assert record.config["model"] == {"kind": "AlbertForPreTraining", **dataclasses.asdict(AlbertConfig(**shape))}
     task = {"sentence_task": "sop", "mask_probability": 0.15, "max_n": 3}
     assert record.config["data"] == {
@@ -303,9 +304,9 @@ def test_resuming_a_finished_run_changes_nothing(pretrained, fine_tuned, command
     assert files_of(folder) == before
 
 
-def interrupting(monkeypatch, name: str, call: int) -> None:
+def interrupting(monkeypatch, module: ModuleType, name: str, call: int) -> None:
     """Let a loss function be interrupted at a call in training mode."""
-    loss_fn, calls = getattr(companion.cli.transfer, name), []
+    loss_fn, calls = getattr(module, name), []
 
     def interrupted(model, batch):
         calls.append(model.training)
@@ -313,7 +314,7 @@ def interrupting(monkeypatch, name: str, call: int) -> None:
             raise KeyboardInterrupt
         return loss_fn(model, batch)
 
-    monkeypatch.setattr(companion.cli.transfer, name, interrupted)
+    monkeypatch.setattr(module, name, interrupted)
 
 
 @pytest.mark.parametrize("options", [[], ["--checkpoint-every", "2"]], ids=["after an epoch", "within an epoch"])
@@ -325,7 +326,7 @@ def test_an_interrupted_pretraining_goes_on_to_the_same_end_with_the_same_pieces
     words = [*PRETRAIN, "--output", str(folder), *options]
     batches = len(expected_batches(SentencePieceTokenizer.load(finished / "spiece.model"))[0])
     with monkeypatch.context() as patch:
-        interrupting(patch, "pretraining_loss", batches + 4)
+        interrupting(patch, companion.cli.transfer, "pretraining_loss", batches + 4)
         assert main(words) == 130
     assert capsys.readouterr().err == "interrupted; measure goes on as it is, the others with --resume\n"
     assert not (folder / "record.json").exists()
@@ -348,7 +349,7 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_end(pretrained, fine_tun
     folder = tmp_path / "run"
     words = [*FINETUNE, "--from", str(pretrained[0]), "--output", str(folder)]
     with monkeypatch.context() as patch:
-        interrupting(patch, "classification_loss", 12)
+        interrupting(patch, companion.cli.runs, "classification_loss", 12)
         assert main(words) == 130
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
     run_command(*words, "--resume")
@@ -479,7 +480,7 @@ def test_a_dry_run_prints_model_and_plan_and_writes_nothing(pretrained, fine_tun
         (["--model.vocab-size", "9"], ["vocab_size=9 does not do for these texts"]),
         (["--model.max-position-embeddings", "4"], ["=4 has no room for three tokens", "choose more"]),
         (["--model.num-attention-heads", "3"], ["num_attention_heads=3 does not divide hidden_size=8"]),
-        (["--max-tokens", "20"], ["max_tokens=20 is below the longest example, 24 tokens", "raise max_tokens"]),
+        (["--max-tokens", "20"], ["max_tokens=20 is below the longest example, 64 tokens", "raise max_tokens"]),
         (["--task.mask-probability", "1"], ["mask_probability=1.0; choose 0 < mask_probability < 1"]),
         (["--task.max-n", "0"], ["max_n=0; choose 1 or more"]),
         (["--task.sentence-task", "order"], ["--task.sentence-task", "sop"]),

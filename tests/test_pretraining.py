@@ -409,9 +409,11 @@ def batches_in(loader, epoch: int = 0) -> list[PreTrainingBatch]:
     return list(loader)
 
 
-def drawn_texts(count: int, longest: int = 40, seed: int = 0) -> list[list[int]]:
+def drawn_texts(count: int, ends: set[int], longest: int = 40, seed: int = 0) -> list[list[int]]:
+    """Draw texts in which every fourth token, by chance, ends a sentence."""
     draw = random.Random(seed)
-    return [[draw.randrange(5, 60) for _ in range(draw.randint(2, longest))] for _ in range(count)]
+    tokens = [*range(5, 60), *itertools.islice(itertools.cycle(sorted(ends)), 18)]
+    return [draw.choices(tokens, k=draw.randint(2, longest)) for _ in range(count)]
 
 
 def segments(batch: PreTrainingBatch) -> list[tuple[list[int], list[int], int]]:
@@ -439,95 +441,128 @@ def window_of(first: list[int], second: list[int], label: int) -> tuple[int, ...
     return (*second, *first) if label == 1 else (*first, *second)
 
 
-def take_windows(text: list[int], room: int, windows: Counter[tuple[int, ...]]) -> None:
-    """Take the windows of a text out of those that were found: as few as fit, their lengths at most one apart."""
-    count = -(-len(text) // room)
-    sizes, start = {len(text) // count, -(-len(text) // count)}, 0
-    for _ in range(count):
-        window = next(window for size in sizes if windows[window := tuple(text[start : start + size])])
-        windows[window] -= 1
-        start += len(window)
-    assert start == len(text)
+def windows_of(text: list[int], room: int, ends: set[int]) -> list[tuple[int, ...]]:
+    """Pack whole sentences; cut one that has no room, alone, into as many parts as it takes, as long as one another."""
+    sentences: list[list[int]] = [[]]
+    for token in text:
+        sentences[-1].append(token)
+        if token in ends:
+            sentences.append([])
+    windows: list[list[int]] = [[]]
+    for sentence in sentences:
+        if len(windows[-1]) + len(sentence) > room:
+            windows.append([])
+        if len(sentence) <= room:
+            windows[-1] += sentence
+            continue
+        count = math.ceil(len(sentence) / room)
+        edges = [math.floor(len(sentence) * number / count) for number in range(count + 1)]
+        windows += [*(sentence[start:end] for start, end in itertools.pairwise(edges)), []]
+    return [tuple(window) for window in windows if len(window) > 1]
+
+
+@pytest.fixture(scope="module")
+def ends(tokenizer) -> set[int]:
+    pieces = tokenizer.vocabulary.decode(range(len(tokenizer.vocabulary)))
+    return {index for index, piece in enumerate(pieces) if piece[-1] in ".!?"}
 
 
 @pytest.mark.parametrize(("max_length", "max_tokens"), [(16, 16), (16, 150), (9, 500), (64, 1_000)])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("sentence_task", ["sop", "none"])
 def test_every_token_is_in_one_window_and_a_batch_within_its_bounds(
-    tokenizer, sentence_task, shuffle, max_length, max_tokens
+    tokenizer, ends, sentence_task, shuffle, max_length, max_tokens
 ):
-    sequences = [*drawn_texts(60), [7], [], [8, 9]]
+    """Windows of one sentence are left out where the task takes pairs."""
+    sequences = [*drawn_texts(60, ends), *drawn_texts(9, {7}), [7], [], [8, 9]]
     task = PreTrainingTask(sentence_task=sentence_task)
     bounds = {"max_length": max_length, "max_tokens": max_tokens}
     loader = pretraining_batches(sequences, tokenizer, task, shuffle=shuffle, seed=3, **bounds)
-    windows: Counter[tuple[int, ...]] = Counter()
+    windows: list[tuple[int, ...]] = []
     lengths = []
     for batch in batches_in(loader, epoch=2):
         assert batch.input_ids.size(1) <= max_length
         assert batch.input_ids.numel() <= max_tokens
         assert (batch.input_ids[:, -1] != PAD).any()
-        windows.update(window_of(*parts) for parts in segments(batch))
+        windows += [window_of(*parts) for parts in segments(batch)]
         lengths.append(batch.input_ids.size(1))
-    for text in sequences:
-        if len(text) > 1:  # a single token is no text to cut in two
-            take_windows(text, max_length - (2 if sentence_task == "none" else 3), windows)
-    assert windows.total() == 0
+    room = max_length - (2 if sentence_task == "none" else 3)
+    expected = [window for text in sequences for window in windows_of(text, room, ends)]
+    if sentence_task == "sop":
+        everything, expected = expected, [window for window in expected if ends & {*window[:-1]}]
+        assert 0 < len(expected) < len(everything)
+    assert sorted(windows) == sorted(expected)
     assert shuffle or lengths == sorted(lengths)
 
 
-def test_the_second_part_of_a_pair_may_be_another_windows_and_is_cut_to_fit(tokenizer):
-    """Text ``k`` is one token again and again, so that a token tells its window."""
-    draw = random.Random(0)
-    sizes = {index: draw.randint(2, 21) for index in range(5, 60)}
-    sequences = [[index] * size for index, size in sizes.items()]
+def test_the_second_part_of_a_pair_may_be_another_windows_and_is_cut_to_fit(tokenizer, ends):
+    """Text ``k`` has sentences of one token again and again, so that a token tells its window."""
+    draw, end = random.Random(0), min(ends)
+    others = sorted({*range(5, 60)} - ends)
+    sequences = {
+        index: [*([index] * draw.randint(1, 5) + [end] for _ in range(draw.randint(2, 3)))] for index in others
+    }
+    texts = {index: [*itertools.chain(*sentences)] for index, sentences in sequences.items()}
     task = PreTrainingTask(sentence_task="nsp")
-    loader = pretraining_batches(sequences, tokenizer, task, max_length=24, max_tokens=240)
-    labels, reached, cut = Counter(), set(), 0
-    for epoch in range(20):
+    loader = pretraining_batches([*texts.values()], tokenizer, task, max_length=24, max_tokens=240)
+    labels, whole, within = Counter(), 0, 0
+    for epoch in range(40):
         for batch in batches_in(loader, epoch):
             parts = segments(batch)
             beginnings = {first[0] for first, _, _ in parts}
             assert len(beginnings) == len(parts)
+            longest = max(len(texts[first[0]]) for first, _, _ in parts)
             for first, second, label in parts:
-                (own,), (donor,) = set(first), set(second)
+                (own,), (donor,) = {*first} - {end}, {*second} - {end}
                 assert (own != donor) == label
                 assert donor in beginnings
-                assert len(first) < sizes[own]
-                assert len(second) < sizes[donor]
-                longest = max(sizes[first[0]] for first, _, _ in parts)
-                assert len(first) + len(second) <= longest if label else len(first) + len(second) == sizes[own]
-                cut += label and len(first) + len(second) == longest
-            reached.add(batch.input_ids.size(1))
+                assert first == texts[own][: len(first)]
+                assert first[-1] == end
+                lent = [[*itertools.chain(*sequences[donor][number:])] for number in (1, 2)]
+                (rest,) = [rest for rest in lent if rest and second == rest] or [None]
+                if rest is None:  # it was cut
+                    room = longest - len(first)
+                    starts = [rest for rest in lent if second == rest[: len(second)] and len(rest) > room]
+                    assert starts
+                    if second[-1] == end:
+                        whole += 1
+                    else:
+                        assert len(second) == room
+                        within += 1
+                assert label or [*first, *second] == texts[own]
             assert batch.input_ids.numel() <= 240
             labels.update(label for _, _, label in parts if len(parts) > 1)
-    assert max(reached) == 24
-    assert cut > 20
+    assert min(whole, within) > 10
     assert_share(labels[1], labels.total(), 0.5)
 
 
-def test_a_single_window_is_followed_by_its_own_second_part(tokenizer):
+def test_a_single_window_is_followed_by_its_own_second_part(tokenizer, ends):
     task = PreTrainingTask(sentence_task="nsp")
-    loader = pretraining_batches([[5, 6, 7, 8]], tokenizer, task, max_length=9, max_tokens=9)
+    text = (5, min(ends), 7, 8)
+    loader = pretraining_batches([text], tokenizer, task, max_length=9, max_tokens=9)
     for epoch in range(20):
         (batch,) = batches_in(loader, epoch)
         assert batch.sentence_labels.tolist() == [0]
-        assert window_of(*segments(batch)[0]) == (5, 6, 7, 8)
+        assert window_of(*segments(batch)[0]) == text
 
 
-def test_segments_end_with_a_sentence_where_one_ends_within_the_window(tokenizer, encoded):
+@pytest.mark.parametrize("sentence_task", ["sop", "nsp"])
+def test_where_a_segment_ends_does_not_tell_the_label(tokenizer, encoded, ends, sentence_task):
+    """Segments begin and end with sentences, whichever stands first; before, one within a sentence gave the order away.
+
+    All texts end with a sentence, and none of their sentences is longer than a window.
+    """
     pieces = tokenizer.vocabulary.decode(range(len(tokenizer.vocabulary)))
-    ends = {index for index, piece in enumerate(pieces) if piece[-1] in ".!?"}
+    assert all(sequence[-1] in ends for sequence in encoded)
     seen: Counter[str] = Counter()
-    for batch in pretraining_batches(encoded, tokenizer, max_length=48, max_tokens=2_000):
+    task = PreTrainingTask(sentence_task=sentence_task)
+    for batch in pretraining_batches(encoded, tokenizer, task, max_length=64, max_tokens=2_000):
         for first, second, label in segments(batch):
-            window = window_of(first, second, label)
-            begins = second if label else first
-            if ends & {*window[:-1]}:
-                assert begins[-1] in ends
-                seen[pieces[begins[-1]][-1]] += 1
-            else:
-                seen["anywhere"] += 1
-    assert min(seen["."], seen["!"], seen["?"], seen["anywhere"]) > 10
+            assert first[-1] in ends
+            assert second[-1] in ends or (sentence_task, label) == ("nsp", 1)  # where not one sentence of it fits
+            seen[pieces[first[-1]][-1]] += 1
+            seen[str(label)] += 1
+    assert min(seen[mark] for mark in ".!?01") > 10
 
 
 @every_task
@@ -562,8 +597,8 @@ def test_n_grams_in_batches_are_at_most_as_long_as_the_task_says(tokenizer, max_
 
 
 @every_task
-def test_batches_depend_on_seed_epoch_and_batch_alone(tokenizer, sentence_task):
-    sequences = drawn_texts(40)
+def test_batches_depend_on_seed_epoch_and_batch_alone(tokenizer, ends, sentence_task):
+    sequences = drawn_texts(60, ends)
 
     def drawn(epoch, seed=0, first=None):
         given = [first or sequences[0], *sequences[1:]]
@@ -584,14 +619,17 @@ def test_batches_depend_on_seed_epoch_and_batch_alone(tokenizer, sentence_task):
                 assert all(window_of(*one) == window_of(*another) for one, another in pairs)
         assert not any(same(batch, again) for batch, again in zip(other, expected, strict=True))
     # Another text in the place of the first one changes the batches that it is in, and no other.
-    changed = [same(*pair) for pair in zip(drawn(epoch=0, first=[9] * len(sequences[0])), expected, strict=True)]
-    assert 0 < changed.count(False) <= -(-len(sequences[0]) // 13)
+    other = [token if token in ends else min({5, 6, 7} - ends) for token in sequences[0]]
+    changed = [same(*pair) for pair in zip(drawn(epoch=0, first=other), expected, strict=True)]
+    assert 0 < changed.count(False) <= len(windows_of(other, 14, ends))
 
 
 @every_task
-def test_batches_of_the_same_texts_have_masks_and_cuts_of_their_own(tokenizer, sentence_task):
+def test_batches_of_the_same_texts_have_masks_and_cuts_of_their_own(tokenizer, ends, sentence_task):
     task = PreTrainingTask(sentence_task=sentence_task, mask_probability=0.4)
-    loader = pretraining_batches([[5] * 30] * 60, tokenizer, task, max_length=33, max_tokens=330, shuffle=False)
+    loader = pretraining_batches(
+        [[5, 6, min(ends)] * 10] * 60, tokenizer, task, max_length=33, max_tokens=330, shuffle=False
+    )
     batches = batches_in(loader)
     assert len(batches) == 6
     for one, other in itertools.combinations(batches, 2):
@@ -601,8 +639,8 @@ def test_batches_of_the_same_texts_have_masks_and_cuts_of_their_own(tokenizer, s
             assert not torch.equal(one.sentence_labels, other.sentence_labels)
 
 
-def test_training_batches_are_shuffled_anew_in_each_epoch(tokenizer):
-    loader = pretraining_batches(drawn_texts(60), tokenizer, max_length=16, max_tokens=64, seed=5)
+def test_training_batches_are_shuffled_anew_in_each_epoch(tokenizer, ends):
+    loader = pretraining_batches(drawn_texts(60, ends), tokenizer, max_length=16, max_tokens=64, seed=5)
     first, second, again = (
         [[window_of(*parts) for parts in segments(batch)] for batch in batches_in(loader, epoch)] for epoch in (0, 1, 0)
     )
@@ -612,7 +650,7 @@ def test_training_batches_are_shuffled_anew_in_each_epoch(tokenizer):
 
 
 def test_the_task_is_the_papers_in_batches_too(tokenizer, encoded):
-    bounds = {"max_length": 32, "max_tokens": 2_000, "shuffle": False}
+    bounds = {"max_length": 64, "max_tokens": 2_000, "shuffle": False}
     found = list(pretraining_batches(encoded[:50], tokenizer, **bounds))
     expected = list(pretraining_batches(encoded[:50], tokenizer, PreTrainingTask(), **bounds))
     assert len(found) == len(expected)
@@ -626,8 +664,9 @@ def test_the_task_is_the_papers_in_batches_too(tokenizer, encoded):
         ([[5, 6, 7]], "sop", {"max_length": 4}, "max_length=4 has no room for three tokens beside the special ones"),
         ([[5, 6, 7]], "nsp", {"max_length": 4}, "max_length=4 has no room for three tokens beside the special ones"),
         ([[5, 6, 7]], "none", {"max_length": 3}, "max_length=3 has no room for three tokens beside the special ones"),
-        ([[5], []], "sop", {}, "every example needs at least one token, and there must be one"),
-        ([[5, 6, 7, 8]], "sop", {"max_tokens": 6}, "max_tokens=6 is below the longest example, 7 tokens"),
+        ([[5, 6, 7, 8]], "sop", {}, "no window of max_length=9 holds two sentences; choose sentence_task='none'"),
+        ([[5, 6, 7, 8]], "nsp", {}, "no window of max_length=9 holds two sentences; choose sentence_task='none'"),
+        ([[5], []], "none", {}, "every example needs at least one token, and there must be one"),
         ([[5, 6, 7, 8]], "none", {"max_tokens": 5}, "max_tokens=5 is below the longest example, 6 tokens"),
     ],
 )
@@ -639,7 +678,7 @@ def test_windows_that_fit_nothing_are_refused(tokenizer, sequences, sentence_tas
 
 SMALL = {
     **{"embedding_size": 6, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2},
-    **{"intermediate_size": 12, "max_position_embeddings": 32, "classifier_dropout_prob": 0.0},
+    **{"intermediate_size": 12, "max_position_embeddings": 80, "classifier_dropout_prob": 0.0},
 }
 
 
@@ -657,7 +696,7 @@ def model(tokenizer):
 
 def batches_of(tokenizer, sequences, sentence_task="sop") -> list[PreTrainingBatch]:
     task = PreTrainingTask(sentence_task=sentence_task)
-    return list(pretraining_batches(sequences, tokenizer, task, max_length=32, max_tokens=400))
+    return list(pretraining_batches(sequences, tokenizer, task, max_length=80, max_tokens=800))
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -808,7 +847,7 @@ def test_means_over_batches_are_weighted_by_their_masked_tokens(tokenizer, encod
 def splits(reviews, tokenizer):
     """Return the training batches and the dev batches of the grammar's reviews."""
     ids = [tokenizer.encode(review) for review in reviews]
-    bounds = {"max_length": 32, "max_tokens": 2_048}
+    bounds = {"max_length": 80, "max_tokens": 2_048}
     training = pretraining_batches(ids[:500], tokenizer, **bounds)
     return SimpleNamespace(training=training, dev=pretraining_batches(ids[500:], tokenizer, shuffle=False, **bounds))
 
@@ -824,7 +863,7 @@ def test_a_small_model_learns_more_than_how_often_each_piece_occurs(tokenizer, s
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=32,
+        max_position_embeddings=80,
         initializer_range=0.1,
     )
     training = TrainingConfig(epochs=12, learning_rate=1e-2, mixed_precision="fp32")
@@ -861,7 +900,7 @@ def test_a_resumed_pretraining_repeats_the_uninterrupted_one_bit_by_bit(
     def pretrain(loss_fn=pretraining_loss, **options):
         torch.manual_seed(1)
         model = AlbertForPreTraining(config)
-        ids = {"max_length": 32, "max_tokens": 400, "seed": 3}
+        ids = {"max_length": 80, "max_tokens": 400, "seed": 3}
         batches = pretraining_batches(encoded[:60], tokenizer, **ids)
         dev = pretraining_batches(encoded[60:80], tokenizer, shuffle=False, **ids)
         record = train(model, batches, two_epochs, loss_fn=loss_fn, eval_batches=dev, **options)

@@ -30,7 +30,7 @@ from companion.batching import labelled_batches, pad_batch
 from companion.cooccurrence import cooccurrence_vectors
 from companion.losses import classification_loss
 from companion.prediction import Predictor, load_run
-from companion.pretraining import pretraining_batches, pretraining_loss
+from companion.pretraining import PreTrainingTask, pretraining_batches, pretraining_loss
 from companion.runs import RunFolder, load_weights
 from companion.text import SentencePieceTokenizer
 from companion.training import TrainingConfig, train
@@ -283,7 +283,8 @@ def pretrained_run(reviews, tokenizer, tmp_path_factory):
     run = RunFolder(tmp_path_factory.mktemp("runs") / "pretrained")
     model = AlbertForPreTraining(AlbertConfig(**SMALL, num_labels=3, initializer_range=0.3))
     ids = [tokenizer.encode(review.text) for review in reviews]
-    batches = pretraining_batches(ids, tokenizer, max_length=9, max_tokens=400)
+    task = PreTrainingTask(sentence_task="none")
+    batches = pretraining_batches(ids, tokenizer, task, max_length=9, max_tokens=400)
     training = TrainingConfig(epochs=1, learning_rate=0.01, mixed_precision="fp32")
     train(model, batches, training, loss_fn=pretraining_loss, output=run.folder)
     tokenizer.save(run.pieces)
