@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 BUILT := _build/.doctrees/built
+ALBERT := --task.sentence-task none --task.mask-probability 0.2 --task.max-n 1 --model.hidden-act relu \
+	--model.num-hidden-layers 2 --model.num-hidden-groups 2 --training.epochs 3
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -35,6 +37,14 @@ results: .venv/installed-book  ## Train what the chapters draw from records (res
 	cp runs/imdb/record.json companion/results/imdb.json
 	$(BIN)/python -m companion measure imdb --output runs/comparison
 	cp runs/comparison/records/* companion/results/
+	$(BIN)/python -m companion pretrain albert --output runs/albert --resume --checkpoint-every 1000 $(ALBERT)
+	cp runs/albert/record.json companion/results/albert.json
+	$(BIN)/python -m companion finetune imdb --from runs/albert --output runs/albert-imdb --resume
+	cp runs/albert-imdb/record.json companion/results/albert-imdb.json
+	$(BIN)/python -m companion finetune imdb --from runs/albert --start random --output runs/albert-random --resume
+	cp runs/albert-random/record.json companion/results/albert-random.json
+	$(BIN)/python -m companion measure albert --output runs/study
+	cp runs/study/records/* companion/results/
 	$(BIN)/python -m companion measure positions --output runs/positions
 	cp runs/positions/record.json companion/results/positions.json
 

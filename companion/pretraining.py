@@ -275,7 +275,7 @@ class PreTrainingBatch(NamedTuple):
         >>> texts = [review.text for review in toy.reviews(200)]
         >>> tokenizer = SentencePieceTokenizer.train(texts, vocab_size=60, path="spiece.model")
         >>> ids = [tokenizer.encode(text) for text in texts]
-        >>> batch = next(iter(pretraining_batches(ids, tokenizer, max_length=32, max_tokens=512)))
+        >>> batch = next(iter(pretraining_batches(ids, tokenizer, max_length=64, max_tokens=512)))
         >>> torch.equal(batch.sentence_labels, (batch.sentence_labels == 1).long())
         True
     """
@@ -324,7 +324,7 @@ def pretraining_batches(
         >>> texts = [review.text for review in toy.reviews(200)]
         >>> tokenizer = SentencePieceTokenizer.train(texts, vocab_size=60, path="spiece.model")
         >>> ids = [tokenizer.encode(text) for text in texts]
-        >>> batches = pretraining_batches(ids, tokenizer, max_length=32, max_tokens=512, shuffle=False)
+        >>> batches = pretraining_batches(ids, tokenizer, max_length=64, max_tokens=512, shuffle=False)
         >>> first = next(iter(batches))
         >>> torch.equal(first.input_ids, next(iter(batches)).input_ids)
         True

@@ -47,6 +47,7 @@ ORDER = (
     "transfer",
     "baselines",
     "comparison",
+    "study",
     "experiments",
     "results",
     "plotting",

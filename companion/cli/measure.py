@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from companion import comparison, experiments
+from companion import comparison, experiments, study
 from companion.cli.runs import command_line
 from companion.devices import default_device
 from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
@@ -57,13 +57,31 @@ class MeasureIMDB:
         comparison.run_rows(self.rows, self.output, command=command_line(), report=print)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureALBERT:
+    """Pre-train and fine-tune small ALBERTs on IMDB, each with one choice changed, three minutes each or less.
+
+    Runs that are finished in the folder are not repeated, and one that is not goes on.
+    """
+
+    output: Path
+    """The folder to write: a folder for each row and seed, and records/, what the package ships."""
+    rows: tuple[str, ...] = ()
+    """The rows to train; without any, all of them."""
+
+    def run(self) -> None:
+        """Train, measure, write the records."""
+        study.run_study(self.rows, self.output, command=command_line(), report=print)
+
+
 @dataclass(frozen=True)
 class Measure:
     """Train what the book draws from records."""
 
     what: Annotated[
         Annotated[MeasurePositions, tyro.conf.subcommand("positions")]
-        | Annotated[MeasureIMDB, tyro.conf.subcommand("imdb")],
+        | Annotated[MeasureIMDB, tyro.conf.subcommand("imdb")]
+        | Annotated[MeasureALBERT, tyro.conf.subcommand("albert")],
         tyro.conf.arg(name=""),
     ]
 
