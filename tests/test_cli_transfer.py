@@ -441,6 +441,19 @@ def test_fine_tuning_begins_with_the_encoder_and_its_pieces_on_the_training_revi
     assert (call["output"], call["resume"], call["checkpoint_every"]) == (tmp_path / "run", False, 7)
 
 
+def test_fine_tuning_from_random_begins_with_weights_that_the_seed_draws(pretrained, tmp_path, handed_over):
+    encoder, _ = load_pretrained(pretrained[0])
+    words = [*FINETUNE, "--from", str(pretrained[0]), "--output", str(tmp_path / "run"), "--start", "random"]
+    assert main([*words, "--training.seed", "4"]) == 130
+    (call,) = handed_over
+    torch.manual_seed(4)
+    expected = AlbertModel(encoder.config).state_dict()
+    begun = call["model"].albert.state_dict()
+    assert len(begun) > 10
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in begun.items())
+    assert call["data"]["start"] == "random"
+
+
 def test_the_new_head_is_drawn_by_the_seed(pretrained, tmp_path, handed_over):
     for number, seed in enumerate((0, 0, 1)):
         words = [*FINETUNE, "--from", str(pretrained[0]), "--output", str(tmp_path / str(number))]

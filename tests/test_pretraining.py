@@ -500,7 +500,7 @@ def test_the_second_part_of_a_pair_may_be_another_windows_and_is_cut_to_fit(toke
     draw, end = random.Random(0), min(ends)
     others = sorted({*range(5, 60)} - ends)
     sequences = {
-        index: [*([index] * draw.randint(1, 5) + [end] for _ in range(draw.randint(2, 3)))] for index in others
+        index: [*([index] * draw.randint(1, 3) + [end] for _ in range(draw.randint(2, 5)))] for index in others
     }
     texts = {index: [*itertools.chain(*sentences)] for index, sentences in sequences.items()}
     task = PreTrainingTask(sentence_task="nsp")
@@ -518,17 +518,15 @@ def test_the_second_part_of_a_pair_may_be_another_windows_and_is_cut_to_fit(toke
                 assert donor in beginnings
                 assert first == texts[own][: len(first)]
                 assert first[-1] == end
-                lent = [[*itertools.chain(*sequences[donor][number:])] for number in (1, 2)]
-                (rest,) = [rest for rest in lent if rest and second == rest] or [None]
-                if rest is None:  # it was cut
+                lent = [[*itertools.chain(*sequences[donor][number:])] for number in range(1, 6)]
+                if second not in lent:  # it was cut
                     room = longest - len(first)
-                    starts = [rest for rest in lent if second == rest[: len(second)] and len(rest) > room]
-                    assert starts
-                    if second[-1] == end:
-                        whole += 1
-                    else:
-                        assert len(second) == room
-                        within += 1
+                    sizes = [[n for n in range(1, room + 1) if rest[n - 1] == end] for rest in lent if len(rest) > room]
+                    fitting = [max(ends_within, default=room) for ends_within in sizes]
+                    assert len(second) in fitting
+                    assert any(second == rest[: len(second)] for rest in lent)
+                    whole += second[-1] == end
+                    within += second[-1] != end
                 assert label or [*first, *second] == texts[own]
             assert batch.input_ids.numel() <= 240
             labels.update(label for _, _, label in parts if len(parts) > 1)
