@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import companion.cli.corpora
 import companion.cli.runs
-import companion.cli.train
+import companion.cli.runs
 import companion.corpus
 import companion.experiments
 from companion import toy
@@ -340,7 +340,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, run, monkeypatch, 
         return companion.losses.classification_loss(model, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(companion.cli.train, "classification_loss", interrupted)
+        patch.setattr(companion.cli.runs, "classification_loss", interrupted)
         assert train_small("toy", folder) == 130
     assert capsys.readouterr().err == "interrupted; measure goes on as it is, the others with --resume\n"
     assert not (folder / "record.json").exists()
@@ -603,7 +603,7 @@ def test_a_loss_that_is_not_finite_is_one_line_that_names_the_last_checkpoint(tm
         loss = companion.losses.classification_loss(model, batch)
         return loss._replace(loss_sum=loss.loss_sum * (math.nan if calls.count(True) == 150 else 1))
 
-    monkeypatch.setattr(companion.cli.train, "classification_loss", spoiled)
+    monkeypatch.setattr(companion.cli.runs, "classification_loss", spoiled)
     code = train_small("toy", tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "epoch-0001"
     assert_refused(capsys, code, "the loss is nan in epoch 2, update 150; lower", f"{checkpoint} is whole, and resume")
