@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import companion.cli.corpora
 import companion.cli.runs
-import companion.cli.runs
 import companion.corpus
 import companion.experiments
 from companion import toy
