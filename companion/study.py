@@ -176,8 +176,8 @@ def run_study_row(
         command: What was run, noted in the record.
 
     Returns:
-        The record of both runs: ``history`` has the epochs of both, each with its ``"phase"``; ``dev`` the figures of
-        the fine-tuned model, and of the pre-trained one ``mlm_loss``, ``mlm_accuracy``, ``sop_accuracy`` and
+        One record of both runs. Its ``history`` has the epochs of both, each with its ``"phase"``; its ``dev`` has the
+        figures of the fine-tuned model, and of the pre-trained one ``mlm_loss``, ``mlm_accuracy``, ``sop_accuracy`` and
         ``nsp_accuracy``, all with masks over single words; ``parameters`` and ``tokens_per_second`` are those of
         pre-training.
     """
