@@ -6,7 +6,7 @@ its films apart, and are measured on the official test split once.
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -336,6 +336,17 @@ def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: TokenizedC
     return {**outputs, **{name: load_weights(RunFolder(run).outputs)["test"].float() for name, run in runs.items()}}
 
 
+def check_rows(names: Sequence[str], known: Collection[str]) -> None:
+    """Ask for names of rows that there are.
+
+    Raises:
+        ValueError: If there is no row of a name.
+    """
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"there is no row {unknown[0]!r}; choose of {', '.join(known)}")
+
+
 def run_rows(
     names: Sequence[str],
     output: str | os.PathLike[str],
@@ -357,9 +368,7 @@ def run_rows(
         ValueError: If there is no row of a name.
     """
     known = {row.name: row for row in ROWS}
-    unknown = sorted(set(names) - known.keys())
-    if unknown:
-        raise ValueError(f"there is no row {unknown[0]!r}; choose of {', '.join(known)}")
+    check_rows(names, known)
     rows = [row for row in ROWS if not names or row.name in names]
     records = Path(output, "records")
     records.mkdir(parents=True, exist_ok=True)

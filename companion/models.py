@@ -17,6 +17,12 @@ from companion.layers import Encoder, EncoderDecoder
 from companion.positions import LearnedPositionalEmbedding, RotaryEmbedding, SinusoidalPositionalEncoding, alibi_bias
 
 
+def drop_words(input_ids: Tensor, probability: float, replacement: int, pad_id: int) -> Tensor:
+    """Put ``replacement`` in the place of each token with a probability; padding stays."""
+    dropped = torch.rand(input_ids.shape, device=input_ids.device) < probability
+    return input_ids.masked_fill(dropped & (input_ids != pad_id), replacement)
+
+
 class _Classifier(nn.Module):
     """What the classifiers have in common: embedding, positions, encoder, a map to the logits."""
 
@@ -49,8 +55,7 @@ class _Classifier(nn.Module):
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         if self.training and self.config.word_dropout > 0:
-            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
-            input_ids = input_ids.masked_fill(dropped & (input_ids != self.config.pad_id), self.config.unknown_id)
+            input_ids = drop_words(input_ids, self.config.word_dropout, self.config.unknown_id, self.config.pad_id)
         return self.embedding(input_ids)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from companion.albert import AlbertConfig, AlbertForPreTraining
 from companion.batching import labelled_batches
+from companion.comparison import check_rows
 from companion.corpus import TokenizedCorpus, tokenize_imdb
 from companion.imdb import hold_out, load_imdb
 from companion.losses import classification_loss
@@ -218,11 +219,12 @@ def run_study_row(
         output=folders["pretraining"].folder,
         resume=True,
     )
-    pretrained = evaluate(model, dev_batches[row.task.sentence_task], loss_fn=pretraining_loss)
-    figures = {name: pretrained[name] for name in ("mlm_loss", "mlm_accuracy")}
-    for task in ("sop", "nsp"):
-        measured = evaluate(model, dev_batches[task], loss_fn=pretraining_loss)
-        figures[f"{task}_accuracy"] = measured["sentence_accuracy"]
+    own_task = row.task.sentence_task
+    measured = {task: evaluate(model, dev_batches[task], loss_fn=pretraining_loss) for task in {own_task, "sop", "nsp"}}
+    figures = {
+        **{name: measured[own_task][name] for name in ("mlm_loss", "mlm_accuracy")},
+        **{f"{task}_accuracy": measured[task]["sentence_accuracy"] for task in ("sop", "nsp")},
+    }
 
     torch.manual_seed(seed)
     classifier = make_classifier(model.albert, max_length=row.max_length, hidden_dropout_prob=0.1)
@@ -257,7 +259,7 @@ def run_study_row(
         parameters=first.parameters,
         history=[
             {"phase": phase, **entry}
-            for phase, part in (("pretraining", first), ("finetuning", second))
+            for phase, part in zip(folders, (first, second), strict=True)
             for entry in part.history
         ],
         dev={**second.dev, **figures},
@@ -285,17 +287,13 @@ def run_study(
     Raises:
         ValueError: If there is no row of a name.
     """
-    known = [row.name for row in ROWS]
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise ValueError(f"there is no row {unknown[0]!r}; choose of {', '.join(known)}")
+    check_rows(names, [row.name for row in ROWS])
+    rows = [row for row in ROWS if not names or row.name in names]
     records = Path(output, "records")
     records.mkdir(parents=True, exist_ok=True)
     splits = StudySplits.build(Path(output, "spiece.model"))
     for seed in range(SEEDS):
-        for row in ROWS:
-            if names and row.name not in names:
-                continue
+        for row in rows:
             run = f"{row.name}-{seed}"
             record = run_study_row(row, splits, Path(output, run), seed=seed, command=command)
             record.save(records / f"study-{run}.json")

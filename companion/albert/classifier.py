@@ -12,6 +12,7 @@ from companion.albert.model import AlbertModel, initialize
 from companion.checks import check_ids
 from companion.configs import check_ids as check_id_fields
 from companion.configs import check_positive, check_probabilities
+from companion.models import drop_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +93,8 @@ class AlbertTextClassifier(nn.Module):
             ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
         """
         check_ids("input_ids", input_ids, self.albert.embeddings.word.weight, self.config.max_length)
-        if self.training and self.config.word_dropout:
-            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
-            words = input_ids != self.config.pad_token_id
-            input_ids = input_ids.masked_fill(dropped & words, self.config.mask_id)
+        if self.training and self.config.word_dropout > 0:
+            input_ids = drop_words(input_ids, self.config.word_dropout, self.config.mask_id, self.config.pad_id)
         windows, text = self._windows(input_ids)
         mask = windows != self.config.pad_token_id
         hidden, _ = self.albert(windows, mask)

@@ -41,16 +41,21 @@ class MeasurePositions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureIMDB:
+class _MeasureRows:
+    """Train rows of a table, each with several seeds."""
+
+    output: Path
+    """The folder to write: a folder for each row and seed, and records/, what the package ships."""
+    rows: tuple[str, ...] = ()
+    """The rows to train; without any, all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureIMDB(_MeasureRows):
     """Train each row of the results table, from the article's model to the best one, and the baselines.
 
     Runs that are finished in the folder are not repeated, and one that is not goes on.
     """
-
-    output: Path
-    """The folder to write: a run folder for each row and seed, and records/, what the package ships."""
-    rows: tuple[str, ...] = ()
-    """The rows to train; without any, all of them."""
 
     def run(self) -> None:
         """Train, measure, write the records."""
@@ -58,16 +63,11 @@ class MeasureIMDB:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureALBERT:
+class MeasureALBERT(_MeasureRows):
     """Pre-train and fine-tune small ALBERTs on IMDB, each with one choice changed, three minutes each or less.
 
     Runs that are finished in the folder are not repeated, and one that is not goes on.
     """
-
-    output: Path
-    """The folder to write: a folder for each row and seed, and records/, what the package ships."""
-    rows: tuple[str, ...] = ()
-    """The rows to train; without any, all of them."""
 
     def run(self) -> None:
         """Train, measure, write the records."""
