@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int8, Int32, Int64
 
-from companion.imdb import Review, Split, cache_folder, check_split, digest, imdb_source, load_imdb, sha256
+from companion.imdb import Review, Split, cache_folder, check_split, digest, hold_out, imdb_source, load_imdb, sha256
 from companion.text import Tokenizer, Vocabulary, WordTokenizer
 
 _FORMAT = "1"  # another one leaves the caches of the former aside
@@ -105,6 +105,15 @@ class TokenizedCorpus:
         """
         index = np.array(rows, np.int64)
         return TokenizedCorpus(self._lexicon, self._numbers, self._bounds[:, index], self._labels[index])
+
+    def hold_out(self) -> tuple["TokenizedCorpus", "TokenizedCorpus"]:
+        """Return what is left to train on, and the dev split, those of the function `hold_out`.
+
+        Raises:
+            ValueError: As `hold_out`.
+        """
+        training, dev = hold_out(range(len(self)))
+        return self.select(training), self.select(dev)
 
     def truncate(self, max_length: int) -> "TokenizedCorpus":
         """Return the corpus of the first ``max_length`` tokens of each review."""

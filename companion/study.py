@@ -145,7 +145,7 @@ class StudySplits:
             texts = (review.text for review in reviews)
             tokenizer = SentencePieceTokenizer.train(texts, SMALL.vocab_size, pieces)
         train_split, test = (tokenize_imdb(split, tokenizer=tokenizer) for split in ("train", "test"))
-        training, dev = (train_split.select(rows) for rows in hold_out(range(len(train_split))))
+        training, dev = train_split.hold_out()
         return cls(
             tokenizer=tokenizer,
             texts=TokenizedCorpus.build([reviews[row] for row in _draw(len(reviews), TEXTS)], tokenizer),

@@ -59,7 +59,7 @@ TOLERANCES = {torch.float32: (1e-5, 1e-3), torch.float64: (1e-10, 1e-10)}  # of 
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 every_class = pytest.mark.parametrize("cls", CLASSES)
-property_test = settings(max_examples=15, deadline=None)
+property_test = settings(max_examples=15)
 
 
 def make_config(**changes):

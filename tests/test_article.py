@@ -168,7 +168,7 @@ def test_with_every_piece_it_is_torch_s_encoder_layer():
 ids_lists = st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(ids_lists, st.integers(1, 3), st.sampled_from(range(1, len(PIECES) + 1)))
 def test_padding_changes_nothing_from_the_mask_on(ids, padding, steps):
     model = step(steps)
@@ -185,7 +185,7 @@ def test_padding_counts_in_the_bare_model():
     close(model(zeros), padded)  # padding is a token as any other
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.permutations(range(1, 8)), st.booleans(), st.booleans())
 def test_only_positions_tell_one_order_from_another(order, mask, residual_norm):
     model = make(mask=mask, residual_norm=residual_norm)

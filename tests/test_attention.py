@@ -27,7 +27,7 @@ from companion.positions import RotaryEmbedding, alibi_bias
 BATCH, HEADS, QUERIES, KEYS, D_MODEL = 3, 2, 5, 7, 8
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
-property_test = settings(max_examples=15, deadline=None)
+property_test = settings(max_examples=15)
 
 
 def padding(keys):

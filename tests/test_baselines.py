@@ -182,7 +182,7 @@ def test_the_regression_minimises_the_log_loss(C):
 words = st.lists(st.sampled_from("abcd"), min_size=1, max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(words, min_size=1, max_size=5), st.lists(words, min_size=1, max_size=5), words)
 def test_swapped_labels_swap_the_ratio_and_repeated_words_change_nothing(positive, negative, text):
     texts = positive + negative

@@ -29,7 +29,7 @@ def count_plainly(texts, window):
 
 
 @given(seed=st.integers(0, 2**31), window=st.integers(1, 7))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_pairs_count_by_their_distance_within_a_text_on_both_sides(seed, window):
     texts = random_texts(seed)
     expected = torch.zeros(30, 30)

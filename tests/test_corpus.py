@@ -108,8 +108,10 @@ def test_a_row_that_is_not_there_is_refused():
 def test_what_is_held_out_is_what_hold_out_holds_out():
     reviews = toy.reviews(1_300)
     corpus = TokenizedCorpus.build(reviews, WordTokenizer())
-    for rows, expected in zip(hold_out(range(len(corpus))), hold_out(reviews), strict=True):
-        assert_is(corpus.select(rows), expected)
+    for split, expected in zip(corpus.hold_out(), hold_out(reviews), strict=True):
+        assert_is(split, expected)
+    with pytest.raises(ValueError, match="300 reviews are too few to hold some out"):
+        corpus.select(range(300)).hold_out()
 
 
 def test_a_review_without_words_is_named_by_its_place():
@@ -346,7 +348,7 @@ def test_the_real_reviews_get_the_ids_of_before(tmp_path):
 
     for _ in range(2):  # made, and then from the cache
         corpus = tokenize_imdb("train", DATA, cache=tmp_path).truncate(1_024)
-        training, held_out = (corpus.select(rows) for rows in hold_out(range(len(corpus))))
+        training, held_out = corpus.hold_out()
         vocabulary = training.build_vocabulary(max_size=10_000)
         assert vocabulary.decode(range(len(vocabulary))) == expected.itos
         assert list(map(list, training.encode(vocabulary))) == [

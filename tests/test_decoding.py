@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PAD, EOS, START, A, B = range(5)
 ABSURD = 50.0  # a log-probability that would win wherever it counted
 
-property_test = settings(max_examples=30, deadline=None)
+property_test = settings(max_examples=30)
 seeds = st.integers(0, 10**6)
 penalties = st.sampled_from([0.0, 0.3, 0.6, 1.0, 2.5])
 

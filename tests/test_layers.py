@@ -19,7 +19,7 @@ BATCH, LENGTH, MEMORY, D_MODEL, HEADS, D_FF = 3, 5, 7, 8, 4, 12
 UNUSUAL_EPS = 0.1
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
-property_test = settings(max_examples=15, deadline=None)
+property_test = settings(max_examples=15)
 
 
 def padding(queries, keys):

@@ -28,7 +28,7 @@ SOURCE_VOCAB, TARGET_VOCAB, BOS, EOS, MAX_LENGTH = 11, 13, 2, 3, 9
 POSITIONS = ["sinusoidal", "learned", "rotary", "alibi", "none"]
 
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
-property_test = settings(max_examples=15, deadline=None)
+property_test = settings(max_examples=15)
 
 every_architecture = pytest.mark.parametrize(
     "changes",

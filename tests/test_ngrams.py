@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,7 +35,6 @@ def test_keys_number_the_ngrams_that_end_at_each_position(ids, n, padding):
     assert keys.tolist() == [expected]
 
 
-@settings(deadline=None)  # the first example pays for imports
 @given(texts, st.integers(1, 3), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_table_equals_sets_and_the_formula(sequences, max_n, min_count, random):
     labels = [random.randint(0, 1) for _ in sequences]

@@ -19,7 +19,7 @@ close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)
 exactly = partial(torch.testing.assert_close, rtol=0, atol=0)
 FLOAT32_ROUNDING = 2**-25  # half the distance of float32 numbers below 1
 
-property_test = settings(max_examples=15, deadline=None)
+property_test = settings(max_examples=15)
 
 BOTH = pytest.mark.parametrize("module", [SinusoidalPositionalEncoding, LearnedPositionalEmbedding])
 

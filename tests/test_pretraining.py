@@ -41,7 +41,7 @@ PAD, UNKNOWN, CLS, SEP, MASK = range(5)
 HIDDEN = {PAD, UNKNOWN, CLS, SEP, MASK}
 TASKS = ("sop", "nsp", "none")
 every_task = pytest.mark.parametrize("sentence_task", TASKS)
-property_test = settings(max_examples=60, deadline=None)
+property_test = settings(max_examples=60)
 
 
 def seeded(seed: int) -> torch.Generator:

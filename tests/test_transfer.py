@@ -80,7 +80,7 @@ def plain_logits(model: AlbertTextClassifier, texts: list[list[int]]) -> torch.T
 
 
 texts = st.lists(st.lists(st.integers(5, 59), max_size=40), min_size=1, max_size=6).filter(any)
-property_test = settings(max_examples=40, deadline=None)
+property_test = settings(max_examples=40)
 
 
 @property_test

@@ -86,7 +86,7 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
     command.folder()
     tokenizer = _tokenizer(command, corpus)
     tokenized = corpora.tokenized(corpus, "train", tokenizer).truncate(command.model.max_length)
-    training, dev = (tokenized.select(rows) for rows in hold_out(range(len(tokenized))))
+    training, dev = tokenized.hold_out()
     vocabulary = _vocabulary(command, training, tokenizer)
     torch.manual_seed(command.training.seed)
     model = TextClassifier(dataclasses.replace(command.model, vocab_size=len(vocabulary)))

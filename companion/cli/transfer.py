@@ -128,7 +128,7 @@ class FineTune(RunOptions):
         self.folder()
         pretrained, tokenizer = load_pretrained(self.source)
         tokenized = corpora.tokenized("imdb", "train", tokenizer).truncate(self.max_length)
-        training, dev = (tokenized.select(rows) for rows in hold_out(range(len(tokenized))))
+        training, dev = tokenized.hold_out()
         torch.manual_seed(self.training.seed)
         model = make_classifier(
             pretrained if self.start == "pretrained" else AlbertModel(pretrained.config),
