@@ -6,10 +6,10 @@ its films apart, and are measured on the official test split once.
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from companion.records import TrainingRecord, git_commit
 from companion.runs import RunFolder, load_weights, save_weights
 from companion.text import WordTokenizer
 from companion.training import train
+
+_AnyRow = TypeVar("_AnyRow")
 
 MIN_COUNT = 4
 """In how many training reviews an n-gram must be for `NGramClassifier`."""
@@ -336,15 +338,16 @@ def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: TokenizedC
     return {**outputs, **{name: load_weights(RunFolder(run).outputs)["test"].float() for name, run in runs.items()}}
 
 
-def check_rows(names: Sequence[str], known: Collection[str]) -> None:
-    """Ask for names of rows that there are.
+def choose_rows(names: Sequence[str], known: Mapping[str, _AnyRow]) -> list[_AnyRow]:
+    """Return the rows of these names, in the order of ``known``; without any names, all of them.
 
     Raises:
         ValueError: If there is no row of a name.
     """
-    unknown = sorted(set(names) - set(known))
+    unknown = sorted(set(names) - known.keys())
     if unknown:
         raise ValueError(f"there is no row {unknown[0]!r}; choose of {', '.join(known)}")
+    return [row for name, row in known.items() if not names or name in names]
 
 
 def run_rows(
@@ -368,8 +371,7 @@ def run_rows(
         ValueError: If there is no row of a name.
     """
     known = {row.name: row for row in ROWS}
-    check_rows(names, known)
-    rows = [row for row in ROWS if not names or row.name in names]
+    rows = choose_rows(names, known)
     records = Path(output, "records")
     records.mkdir(parents=True, exist_ok=True)
     splits = Splits.build(*hold_out(load_imdb("train")), load_imdb("test"))

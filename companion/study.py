@@ -15,7 +15,7 @@ import torch
 
 from companion.albert import AlbertConfig, AlbertForPreTraining
 from companion.batching import labelled_batches
-from companion.comparison import check_rows
+from companion.comparison import choose_rows
 from companion.corpus import TokenizedCorpus, tokenize_imdb
 from companion.imdb import hold_out, load_imdb
 from companion.losses import classification_loss
@@ -287,8 +287,7 @@ def run_study(
     Raises:
         ValueError: If there is no row of a name.
     """
-    check_rows(names, [row.name for row in ROWS])
-    rows = [row for row in ROWS if not names or row.name in names]
+    rows = choose_rows(names, {row.name: row for row in ROWS})
     records = Path(output, "records")
     records.mkdir(parents=True, exist_ok=True)
     splits = StudySplits.build(Path(output, "spiece.model"))

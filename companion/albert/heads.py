@@ -154,7 +154,7 @@ class AlbertForPreTraining(nn.Module):
             attention_mask: As in `AlbertModel`.
             token_type_ids: As in `AlbertModel`.
             masked: The positions whose words are to be named, ``(batch, length)``; ``None`` = all. The loss needs no
-                others, and of a vocabulary of 30,000 the logits of the others are most of the memory.
+                others.
 
         Returns:
             The logits of the vocabulary, for each position or for the masked ones in a row, and those of the order.
