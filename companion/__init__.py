@@ -4,7 +4,7 @@ Text flows downwards through its files: ``imdb``, ``text``, ``corpus``, ``toy``,
 ``cache``, ``attention``, ``positions``, ``feed_forward``, ``layers``, ``decoding``, ``configs``, ``models``,
 ``article``, ``ngrams``, ``losses``, ``pretraining``, ``progress``, ``devices``, ``optimization``, ``records``,
 ``albert``, ``runs``, ``interruption``, ``loop``, ``training``, ``plans``, ``prediction``, ``transfer``, ``baselines``,
-``comparison``, ``study``, ``experiments``, ``results``, ``plotting``;
+``distillation``, ``comparison``, ``study``, ``experiments``, ``results``, ``plotting``;
 ``exercises`` and ``cli`` use them. The public names below are loaded when they are first used.
 """
 

@@ -43,6 +43,8 @@ from .corpus import TokenizedCorpus as TokenizedCorpus
 from .corpus import tokenize_imdb as tokenize_imdb
 from .decoding import beam_search as beam_search
 from .decoding import greedy_search as greedy_search
+from .distillation import run_teacher as run_teacher
+from .distillation import stack_decisions as stack_decisions
 from .exercises import check_albert_parameters as check_albert_parameters
 from .exercises import check_alibi as check_alibi
 from .exercises import check_attention as check_attention

@@ -236,7 +236,7 @@ def run_baseline(
         raise ValueError(f"tokenizer={tokenizer!r} is unknown; choose one of {get_args(Tokenizer)}")
     tokenize = WordTokenizer() if tokenizer == "basic_english" else _split_at_spaces
     named = (("training", training), ("dev", dev), ("test", test))
-    splits = [_tokens_and_labels(name, reviews, tokenize) for name, reviews in named]
+    splits = [tokens_and_labels(name, reviews, tokenize) for name, reviews in named]
     model = baseline.fit(*splits[0])
     decisions = [model.decision(texts) for texts, _ in splits[1:]]
     dev_accuracy, test_accuracy = (
@@ -279,9 +279,14 @@ def _split_at_spaces(text: str) -> list[str]:
     return text.lower().split()
 
 
-def _tokens_and_labels(
+def tokens_and_labels(
     name: str, reviews: Sequence[Review], tokenize: Callable[[str], list[str]]
 ) -> tuple[list[list[str]], list[int]]:
+    """Return the tokens and the label of each review of a split that has this name.
+
+    Raises:
+        ValueError: If there is no review, or one without a label.
+    """
     labels = [label for _, label in reviews if label is not None]
     if not reviews or len(labels) < len(reviews):
         raise ValueError(f"{name} has {len(labels)} labels for {len(reviews)} reviews; expected one for each, and some")

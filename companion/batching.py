@@ -16,7 +16,7 @@ class LabelledBatch(NamedTuple):
 
     Attributes:
         input_ids: Token ids, ``(batch, length)``, padded with 0.
-        labels: Of texts, 0.0 or 1.0, ``(batch,)``; of tokens, ``(batch, length)``, padded with 0.
+        labels: Of texts, 0.0 to 1.0, ``(batch,)``; of tokens, ``(batch, length)``, padded with 0.
 
     Example:
         >>> batch = LabelledBatch(pad_batch([[5, 6, 7], [8]]), torch.tensor([1.0, 0.0]))
@@ -179,7 +179,7 @@ def _top_up_last(batches: list[list[int]], least: int) -> None:
 
 def labelled_batches(
     sequences: Sequence[Sequence[int]],
-    labels: Sequence[int | None],
+    labels: Sequence[int | float | None],
     *,
     max_tokens: int,
     shuffle: bool = True,
@@ -189,7 +189,7 @@ def labelled_batches(
 
     Args:
         sequences: Token ids of each example.
-        labels: 0 or 1 for each example; that of an unlabelled one, ``None``, is refused.
+        labels: 0 or 1 for each example, or the probability of 1; that of an unlabelled one, ``None``, is refused.
         max_tokens: As in `LengthBucketSampler`.
         shuffle: As in `LengthBucketSampler`.
         seed: As in `LengthBucketSampler`.

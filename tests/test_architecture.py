@@ -46,6 +46,7 @@ ORDER = (
     "prediction",
     "transfer",
     "baselines",
+    "distillation",
     "comparison",
     "study",
     "experiments",
@@ -53,11 +54,11 @@ ORDER = (
     "plotting",
 )
 OUTSIDE_THE_ORDER = ("exercises", "cli", "__main__", "__init__")
-ONLY_IMPORTER = {
-    "torchtext": "text",
-    "accelerate": "devices",
-    "sklearn": "baselines",
-    "huggingface_hub": "albert",
+ONLY_IMPORTERS = {
+    "torchtext": ("text",),
+    "accelerate": ("devices",),
+    "sklearn": ("baselines", "distillation"),
+    "huggingface_hub": ("albert",),
 }
 PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve")
 
@@ -101,12 +102,12 @@ def order_problems(module: str, source: str) -> list[str]:
 
 
 def library_problems(module: str, source: str) -> list[str]:
-    """List the libraries that a module imports though another module alone may."""
+    """List the libraries that a module imports though others alone may."""
     libraries = {name.split(".")[0] for name in imported_names(source)}
     return [
         f"{module} imports {library}"
-        for library, importer in ONLY_IMPORTER.items()
-        if library in libraries and module != importer
+        for library, importers in ONLY_IMPORTERS.items()
+        if library in libraries and module not in importers
     ]
 
 

@@ -179,7 +179,7 @@ def test_lengths_that_fit_no_batch_are_refused(lengths, budget, message):
 def test_labelled_batches_hold_each_example_beside_its_label():
     draw = random.Random(1)
     sequences = [[number + 1] * draw.randint(1, 9) for number in range(40)]
-    labels = [draw.randint(0, 1) for _ in sequences]
+    labels = [draw.choice([0, 1, 0.25, 0.875]) for _ in sequences]
     loader = labelled_batches(sequences, labels, max_tokens=30, seed=4)
     loader.batch_sampler.set_epoch(2)
     expected = LengthBucketSampler(list(map(len, sequences)), 30, seed=4, rank=0, world_size=1)

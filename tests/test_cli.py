@@ -341,7 +341,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, run, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(companion.cli.runs, "classification_loss", interrupted)
         assert train_small("toy", folder) == 130
-    assert capsys.readouterr().err == "interrupted; measure goes on as it is, the others with --resume\n"
+    assert capsys.readouterr().err == "interrupted; run it again, with --resume where the command has that\n"
     assert not (folder / "record.json").exists()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["epoch-0001"]
     assert train_small("toy", folder, "--resume") == 0
@@ -502,7 +502,7 @@ def foreign(path: Path, name: str = "mnist/{}/0.png", content: bytes = b"") -> P
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "{train, pretrain, finetune, evaluate, predict, measure}"),
+        ([], "{train, pretrain, finetune, label, evaluate, predict, measure}"),
         (["train"], "{imdb, toy}"),
         (["trian", "toy"], "trian"),
         (["train", "toy"], "--output"),
@@ -583,10 +583,9 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_end
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    message = (
-        r"stopped in epoch [12], update \d+, with a checkpoint; measure goes on as it is, the others with --resume\n"
+    assert re.fullmatch(
+        r"stopped in epoch [12], update \d+, with a checkpoint; run it again, with --resume.*\n", stderr
     )
-    assert re.fullmatch(message, stderr)
     assert not (folder / "record.json").exists()
     assert main([*words, "--resume"]) == 0
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""The commands ``pretrain`` and ``finetune``, on a small archive whose splits each hold a word of their own."""
+"""The commands ``pretrain``, ``finetune``, ``label``, on a small archive whose splits each hold a word of their own."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import companion.cli.corpora
@@ -21,8 +21,10 @@ import companion.cli.transfer
 import companion.corpus
 from companion import toy
 from companion.albert import AlbertConfig, AlbertForPreTraining, AlbertModel, save_albert
+from companion.baselines import NBSVM
 from companion.batching import labelled_batches
 from companion.cli import main
+from companion.distillation import run_teacher
 from companion.losses import classification_loss
 from companion.prediction import EVALUATION_TOKENS, load_run
 from companion.pretraining import PreTrainingTask, pretraining_batches, pretraining_loss
@@ -328,7 +330,7 @@ def test_an_interrupted_pretraining_goes_on_to_the_same_end_with_the_same_pieces
     with monkeypatch.context() as patch:
         interrupting(patch, companion.cli.transfer, "pretraining_loss", batches + 4)
         assert main(words) == 130
-    assert capsys.readouterr().err == "interrupted; measure goes on as it is, the others with --resume\n"
+    assert capsys.readouterr().err == "interrupted; run it again, with --resume where the command has that\n"
     assert not (folder / "record.json").exists()
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert checkpoint.name == ("epoch-0001-batch-000002" if options else "epoch-0001")
@@ -372,7 +374,7 @@ def test_fine_tuning_leaves_a_whole_run_folder_and_prints_its_figures(pretrained
     dropout = {"hidden_dropout_prob": 0.1, "classifier_dropout_prob": 0.1}
     assert record.config["model"] == shape | changes | dropout
     data = {"corpus": "imdb", "max_tokens": 4_096, "tokenizer": "sentencepiece", "from": str(pretrained[0])}
-    data["start"] = "pretrained"
+    data |= {"start": "pretrained", "teacher": None}
     assert record.config["data"] == data
     assert len(record.history) == 2
 
@@ -452,6 +454,70 @@ def test_fine_tuning_from_random_begins_with_weights_that_the_seed_draws(pretrai
     assert len(begun) > 10
     assert all(torch.equal(tensor, expected[name]) for name, tensor in begun.items())
     assert call["data"]["start"] == "random"
+
+
+@pytest.fixture(scope="module")
+def teacher(fine_tuned, archive, tmp_path_factory):
+    """Label the unlabelled reviews; return the folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPANION_DATA", str(archive))
+        return folder, run_command("label", "imdb", "--from", fine_tuned[0], "--output", folder)
+
+
+def test_a_teacher_is_the_fine_tuned_run_and_nb_svm_on_the_reviews_of_each_split(fine_tuned, teacher, tmp_path):
+    folder, printed = teacher
+    record = TrainingRecord.load(folder / "record.json")
+    assert printed == f"{folder}: dev {figures(record.dev)}, test {figures(record.test)}\n"
+    splits = *hold_out(load_imdb("train")), load_imdb("test"), load_imdb("unsup")
+    run_teacher(load_run(fine_tuned[0]), NBSVM(max_n=3), *splits, output=tmp_path / "expected")
+    found, expected = (load_file(path / "outputs.safetensors") for path in (folder, tmp_path / "expected"))
+    assert {name: len(values) for name, values in found.items()} == {"dev": 250, "test": 200, "unsup": 100}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert record.config["data"] == {"corpus": "imdb", "from": str(fine_tuned[0])}
+    assert record.command.startswith("python -m companion ")
+
+
+def test_a_student_learns_from_its_teachers_labels_as_well(pretrained, teacher, tmp_path, handed_over):
+    """The labelled reviews with their labels, the unlabelled ones with the probabilities; no more is chosen by."""
+    tokenizer = load_pretrained(pretrained[0]).tokenizer
+    words = [*FINETUNE, "--from", str(pretrained[0]), "--output", str(tmp_path / "run"), "--teacher", str(teacher[0])]
+    assert main(words) == 130
+    (call,) = handed_over
+    training, dev = hold_out(load_imdb("train"))
+    soft = load_file(teacher[0] / "outputs.safetensors")["unsup"].double()
+    unlabelled = load_imdb("unsup")
+    ids = [tokenizer.encode(review.text)[:40] for review in [*training, *unlabelled]]
+    labels = [float(review.label) for review in training] + (1 / (1 + (-soft).exp())).tolist()
+    assert len({round(label, 3) for label in labels}) > 20
+    found, expected = call["batches"], labelled_batches(ids, labels, max_tokens=4_096)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.input_ids, other.input_ids)
+        torch.testing.assert_close(one.labels, other.labels, rtol=0, atol=1e-6)  # a sigmoid in float32
+    dev_batches = labelled_batches(
+        [tokenizer.encode(text)[:40] for text, _ in dev],
+        [label for _, label in dev],
+        max_tokens=EVALUATION_TOKENS,
+        shuffle=False,
+    )
+    assert_same_batches(call["eval_batches"], dev_batches, epoch=0)
+    assert call["data"]["teacher"] == str(teacher[0])
+
+
+@pytest.mark.unhooked
+def test_what_is_no_teacher_is_refused_and_nothing_is_written(pretrained, fine_tuned, teacher, tmp_path, capsys):
+    words = [*FINETUNE, "--from", pretrained[0], "--output", tmp_path / "run", "--teacher"]
+    assert_refused(capsys, [*words, fine_tuned[0]], "outputs.safetensors does not exist", "folder of label imdb")
+    for name, tensors in (("few", {"unsup": torch.zeros(99)}), ("other", {"test": torch.zeros(100)})):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "outputs.safetensors")
+        count = 99 if name == "few" else 0
+        assert_refused(capsys, [*words, tmp_path / name], f"labels {count} of 100 unlabelled", "run label imdb again")
+    assert not (tmp_path / "run").exists()
+    label = ["label", "imdb", "--output", tmp_path / "labels", "--from"]
+    assert_refused(capsys, [*label, tmp_path / "none"], "none does not exist; name the folder of a trained run")
+    assert_refused(capsys, [*label[:3], teacher[0], "--from", fine_tuned[0]], "already holds a run")
+    assert not (tmp_path / "labels").exists()
 
 
 def test_the_new_head_is_drawn_by_the_seed(pretrained, tmp_path, handed_over):

@@ -1,4 +1,4 @@
-"""The command line: ``python -m companion train | pretrain | finetune | evaluate | predict | measure``.
+"""The command line: ``python -m companion train | pretrain | finetune | label | evaluate | predict | measure``.
 
 ``runs`` has what the commands that train have in common, ``corpora`` the reviews; the other files are the commands.
 """
@@ -14,13 +14,14 @@ import tyro
 
 from companion.cli.measure import Measure
 from companion.cli.train import Train
-from companion.cli.transfer import FineTune, PreTrain
+from companion.cli.transfer import FineTune, Label, PreTrain
 from companion.cli.use import Evaluate, Predict
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[PreTrain, tyro.conf.subcommand("pretrain")]
     | Annotated[FineTune, tyro.conf.subcommand("finetune")]
+    | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
@@ -43,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{str(stop) or 'interrupted'}; measure goes on as it is, the others with --resume", file=sys.stderr)
+        print(f"{str(stop) or 'interrupted'}; run it again, with --resume where the command has that", file=sys.stderr)
         return 130
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> Train | PreTrain | FineTune | Evaluate | Predict | Measure:
+def _parse(arguments: Sequence[str]) -> Train | PreTrain | FineTune | Label | Evaluate | Predict | Measure:
     """Parse the command line; what tyro prints on bad input, many lines, becomes one ValueError."""
     stderr = io.StringIO()
     try:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from companion.losses import LossFunction, classification_loss
 from companion.optimization import TrainingConfig
 from companion.plans import training_plan
 from companion.prediction import Predictor, evaluation_batches
+from companion.records import TrainingRecord
 from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer, Vocabulary
 from companion.training import train
@@ -101,14 +102,14 @@ def run_training(
         record = dataclasses.replace(record, test=test and test(), command=command_line())
     if is_main_process():
         record.save(run.record)
-        splits = {"dev": record.dev, "test": record.test}
-        print(f"{run.folder}: {', '.join(_figures(name, metrics) for name, metrics in splits.items() if metrics)}")
+        print_figures(run.folder, record)
 
 
 def run_classifier_training(
     options: RunOptions,
     predictor: Predictor,
-    training_split: TokenizedCorpus,
+    sequences: Sequence[Sequence[int]],
+    labels: Sequence[int | float | None],
     dev_split: TokenizedCorpus,
     training: TrainingConfig,
 ) -> None:
@@ -117,7 +118,8 @@ def run_classifier_training(
     Args:
         options: Where, and how.
         predictor: The classifier; its config says which data this is.
-        training_split: What to train on.
+        sequences: The token ids to train on.
+        labels: The label of each, 0 or 1 or between.
         dev_split: What to choose by.
         training: How to train.
     """
@@ -125,12 +127,7 @@ def run_classifier_training(
     run_training(
         options,
         predictor.model,
-        labelled_batches(
-            training_split.encode(vocabulary),
-            training_split.labels,
-            max_tokens=options.max_tokens,
-            seed=training.seed,
-        ),
+        labelled_batches(sequences, labels, max_tokens=options.max_tokens, seed=training.seed),
         evaluation_batches(predictor, dev_split),
         training,
         words=tokenizer if isinstance(tokenizer, SentencePieceTokenizer) else vocabulary,
@@ -148,6 +145,12 @@ def command_line() -> str:
 def is_main_process() -> bool:
     """Return whether this is the only process, or the first that torchrun has started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def print_figures(folder: Path, record: TrainingRecord) -> None:
+    """Print what a run has come to on each split."""
+    splits = {"dev": record.dev, "test": record.test}
+    print(f"{folder}: {', '.join(_figures(name, metrics) for name, metrics in splits.items() if metrics)}")
 
 
 def _figures(split: str, metrics: dict[str, float]) -> str:

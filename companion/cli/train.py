@@ -99,7 +99,7 @@ def _train(command: _TrainClassifier, corpus: Corpus) -> None:
         "vectors": command.vectors and command.vectors.name,
     }
     predictor = Predictor(model, vocabulary, {"data": data}, tokenizer)
-    run_classifier_training(command, predictor, training, dev, command.training)
+    run_classifier_training(command, predictor, training.encode(vocabulary), training.labels, dev, command.training)
 
 
 def _tokenizer(command: _TrainClassifier, corpus: Corpus) -> Tokenizer:

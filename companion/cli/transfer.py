@@ -1,21 +1,24 @@
-"""``pretrain`` and ``finetune``: ALBERT learns from texts alone, then from labels."""
+"""``pretrain``, ``finetune``, ``label``: ALBERT learns from texts alone, from labels, and from those of a teacher."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from companion.albert import AlbertConfig, AlbertForPreTraining, AlbertModel
+from companion.baselines import NBSVM
 from companion.cli import corpora
-from companion.cli.runs import RunOptions, run_classifier_training, run_training
+from companion.cli.runs import RunOptions, command_line, print_figures, run_classifier_training, run_training
+from companion.distillation import run_teacher
 from companion.imdb import Review, hold_out
 from companion.optimization import TrainingConfig
-from companion.prediction import Predictor
+from companion.prediction import Predictor, load_run
 from companion.pretraining import PreTrainingTask, pretraining_batches, pretraining_loss
-from companion.runs import RunFolder
+from companion.runs import RunFolder, load_weights
 from companion.text import SentencePieceTokenizer
 from companion.transfer import load_pretrained, make_classifier, warm_start
 
@@ -115,6 +118,8 @@ class FineTune(RunOptions):
     """The run folder of pretrain albert, or the folder or Hub repository of a checkpoint of transformers."""
     start: Literal["pretrained", "random"] = "pretrained"
     """What to begin with: the pre-trained weights, or others of the same shape drawn at random."""
+    teacher: Path | None = None
+    """The run folder of label imdb, whose labels of the unlabelled reviews are learned from as well."""
     max_length: int = 1_024
     """Tokens of a review, of which those that come later are not read."""
     dropout: float = 0.1
@@ -129,6 +134,11 @@ class FineTune(RunOptions):
         pretrained, tokenizer = load_pretrained(self.source)
         tokenized = corpora.tokenized("imdb", "train", tokenizer).truncate(self.max_length)
         training, dev = tokenized.hold_out()
+        sequences, labels = training.encode(tokenizer.vocabulary), training.labels
+        if self.teacher is not None:
+            unlabelled = corpora.tokenized("imdb", "unsup", tokenizer).truncate(self.max_length)
+            sequences += unlabelled.encode(tokenizer.vocabulary)
+            labels += _soft_labels(self.teacher, len(unlabelled))
         torch.manual_seed(self.training.seed)
         model = make_classifier(
             pretrained if self.start == "pretrained" else AlbertModel(pretrained.config),
@@ -143,9 +153,56 @@ class FineTune(RunOptions):
             "tokenizer": "sentencepiece",
             "from": self.source,
             "start": self.start,
+            "teacher": self.teacher and str(self.teacher),
         }
         predictor = Predictor(model, tokenizer.vocabulary, {"data": data}, tokenizer)
-        run_classifier_training(self, predictor, training, dev, self.training)
+        run_classifier_training(self, predictor, sequences, labels, dev, self.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Label IMDB's unlabelled reviews, by a fine-tuned classifier and NB-SVM on trigrams together.
+
+    Both have learned from the labelled reviews alone; how much each counts is fitted to the dev split.
+
+    Example: python -m companion label imdb --from runs/albert-imdb --output runs/albert-teacher
+    """
+
+    corpus: tyro.conf.Positional[Literal["imdb"]]
+    """The corpus to label."""
+    source: Annotated[Path, tyro.conf.arg(name="from")]
+    """The run folder of the classifier."""
+    output: Path
+    """The run folder to write."""
+
+    def run(self) -> None:
+        """Label, measure, print."""
+        RunFolder(self.output).check_free()
+        predictor = load_run(self.source)
+        training, dev = hold_out(corpora.reviews("imdb", "train"))
+        record = run_teacher(
+            predictor,
+            NBSVM(max_n=3),
+            training,
+            dev,
+            corpora.reviews("imdb", "test"),
+            corpora.reviews("imdb", "unsup"),
+            output=self.output,
+            data={"corpus": "imdb", "from": str(self.source)},
+            command=command_line(),
+        )
+        print_figures(self.output, record)
+
+
+def _soft_labels(folder: Path, count: int) -> list[float]:
+    """Return the probability of label 1 of each unlabelled review, as a teacher has it."""
+    path = RunFolder(folder).outputs
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; name the run folder of label imdb")
+    log_odds = load_weights(path).get("unsup", torch.empty(0))
+    if len(log_odds) != count:
+        raise ValueError(f"{path} labels {len(log_odds)} of {count} unlabelled reviews; run label imdb again")
+    return log_odds.sigmoid().tolist()
 
 
 def _tokenizer(run: RunFolder, reviews: Sequence[Review], vocab_size: int) -> SentencePieceTokenizer:
