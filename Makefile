@@ -3,7 +3,7 @@ BIN := .venv/bin
 BUILT := _build/.doctrees/built
 ALBERT := --task.sentence-task none --task.mask-probability 0.2 --task.max-n 1 --model.hidden-act relu \
 	--model.num-hidden-layers 2 --model.num-hidden-groups 2 --training.epochs 3
-STUDENT := --teacher runs/albert-teacher --max-length 504 --training.epochs 2
+STUDENT := --teacher runs/albert-teacher --max-length 504
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -47,11 +47,12 @@ results: .venv/installed-book  ## Train what the chapters draw from records (res
 	test -e runs/albert-teacher/record.json || \
 		$(BIN)/python -m companion label imdb --from runs/albert-imdb --output runs/albert-teacher
 	cp runs/albert-teacher/record.json companion/results/albert-teacher.json
-	$(BIN)/python -m companion finetune imdb --from runs/albert $(STUDENT) --output runs/albert-student --resume
+	$(BIN)/python -m companion finetune imdb --from runs/albert $(STUDENT) --training.epochs 1 \
+		--output runs/albert-student --resume
 	cp runs/albert-student/record.json companion/results/albert-student.json
-	$(BIN)/python -m companion finetune imdb --from runs/albert $(STUDENT) --start random \
-		--output runs/albert-random-student --resume
-	cp runs/albert-random-student/record.json companion/results/albert-random-student.json
+	$(BIN)/python -m companion finetune imdb --from runs/albert $(STUDENT) --training.epochs 2 \
+		--output runs/albert-student-2 --resume
+	cp runs/albert-student-2/record.json companion/results/albert-student-2.json
 	$(BIN)/python -m companion measure albert --output runs/study
 	cp runs/study/records/* companion/results/
 	$(BIN)/python -m companion measure positions --output runs/positions

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import companion.results
+from companion import study
+from companion.albert import AlbertForPreTraining
 from companion.comparison import ROWS, BaselineRow, EnsembleRow, Row
 from companion.records import Measurement, TrainingRecord
 from companion.results import PUBLISHED_IMDB, load_measurement, load_outputs, load_result, load_results
@@ -91,7 +93,8 @@ def test_every_result_on_imdb_was_measured_on_the_test_split(name):
 def test_every_row_of_the_comparison_has_a_record_for_each_seed():
     group = {BaselineRow: "baselines", Row: "imdb", EnsembleRow: "imdb"}
     names = {f"{group[type(row)]}-{row.name}-{seed}": row for row in ROWS for seed in range(row.seeds)}
-    assert {name for name in RESULTS if name not in ("imdb", "positions")} == names.keys()
+    others = {"imdb", "positions", "albert", *HEADLINE}
+    assert {name for name in RESULTS if not name.startswith("study-")} - others == names.keys()
     for name, row in names.items():
         record = load_result(name)
         assert record.seed == int(name[-1])
@@ -103,6 +106,77 @@ def test_every_row_of_the_comparison_has_a_record_for_each_seed():
             }
             training = record.config["training"]
             assert (training["epochs"], training["learning_rate"]) == (row.training.epochs, row.training.learning_rate)
+
+
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
+STUDY = {f"study-{row.name}-{seed}": (row, seed) for row in study.ROWS for seed in range(study.SEEDS)}
+
+
+def test_every_row_of_the_study_has_a_record_for_each_seed():
+    assert {name for name in RESULTS if name.startswith("study-")} == STUDY.keys()
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_a_record_of_the_study_is_of_its_row(name):
+    row, seed = STUDY[name]
+    record = load_result(name)
+    vocab_size = record.config["model"]["vocab_size"]
+    model = dataclasses.replace(row.model, vocab_size=vocab_size)
+    assert vocab_size <= row.model.vocab_size
+    assert record.config["model"] == {"kind": "AlbertForPreTraining", **dataclasses.asdict(model)}
+    assert record.config["data"]["task"] == dataclasses.asdict(row.task)
+    assert record.config["data"]["texts"] == study.TEXTS
+    for phase in ("pretraining", "finetuning"):
+        training = dataclasses.asdict(dataclasses.replace(getattr(row, phase), seed=seed))
+        assert record.config["training"][phase] == training | {"mixed_precision": "bf16"}
+        epochs = [entry["epoch"] for entry in record.history if entry["phase"] == phase]
+        assert epochs == list(range(1, training["epochs"] + 1))
+    assert record.seed == seed
+    assert record.test is not None
+    with torch.device("meta"):
+        assert record.parameters == sum(weights.numel() for weights in AlbertForPreTraining(model).parameters())
+
+
+def test_the_study_is_of_one_commit_and_one_kind_of_machine():
+    records = [load_result(name) for name in STUDY]
+    assert len({record.commit for record in records}) == 1
+    assert len({str(record.hardware) for record in records}) == 1
+
+
+HEADLINE = ("albert-imdb", "albert-random", "albert-student", "albert-student-2", "albert-teacher")
+
+
+def test_the_headline_and_what_it_is_compared_with_differ_in_the_pretraining_alone():
+    pretrained, finetuned, random = map(load_result, ("albert", *HEADLINE[:2]))
+    assert pretrained.config["data"]["corpus"] == "imdb"
+    assert pretrained.test is None
+    for record in (finetuned, random):
+        shape = pretrained.config["model"].items()
+        same = {name for name, value in shape if record.config["model"][name] == value}
+        assert same >= pretrained.config["model"].keys() - {"kind", *DROPOUT}
+        assert record.seed == pretrained.seed
+        assert record.config["data"]["from"] == "runs/albert"
+        assert record.test is not None
+    settings = [record.config["data"] for record in (finetuned, random)]
+    assert [data.pop("start") for data in settings] == ["pretrained", "random"]
+    assert settings[0] == settings[1]
+    assert finetuned.config["model"] == random.config["model"]
+    assert finetuned.config["training"] == random.config["training"]
+    assert finetuned.commit == random.commit
+
+
+def test_the_teacher_is_of_the_run_that_learnt_from_labels_alone_and_the_students_are_its_own():
+    teacher = load_result("albert-teacher")
+    assert teacher.config["data"] == {"corpus": "imdb", "from": "runs/albert-imdb"}
+    assert teacher.config["training"] == {"reviews": 22_500, "unlabelled": 50_000}
+    assert load_result("albert-imdb").config["data"].get("teacher") is None
+    students = [load_result(name) for name in HEADLINE[2:4]]
+    for student, epochs in zip(students, (1, 2), strict=True):
+        data = {"from": "runs/albert", "start": "pretrained", "teacher": "runs/albert-teacher"}
+        assert data.items() <= student.config["data"].items()
+        assert student.config["training"]["epochs"] == epochs
+        assert student.test is not None
+    assert students[0].config["model"] == students[1].config["model"]
 
 
 MEASUREMENT = Measurement(

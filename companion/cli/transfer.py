@@ -118,7 +118,7 @@ class FineTune(RunOptions):
     """The run folder of pretrain albert, or the folder or Hub repository of a checkpoint of transformers."""
     start: Literal["pretrained", "random"] = "pretrained"
     """What to begin with: the pre-trained weights, or others of the same shape drawn at random."""
-    teacher: Path | None = None
+    teacher: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """The run folder of label imdb, whose labels of the unlabelled reviews are learned from as well."""
     max_length: int = 1_024
     """Tokens of a review, of which those that come later are not read."""
@@ -163,7 +163,7 @@ class FineTune(RunOptions):
 class Label:
     """Label IMDB's unlabelled reviews, by a fine-tuned classifier and NB-SVM on trigrams together.
 
-    Both have learned from the labelled reviews alone; how much each counts is fitted to the dev split.
+    What each counts for is fitted to the dev split; beyond that they know the labels of the training reviews alone.
 
     Example: python -m companion label imdb --from runs/albert-imdb --output runs/albert-teacher
     """
