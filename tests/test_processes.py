@@ -201,7 +201,7 @@ def test_ctrl_c_stops_both_processes_after_the_same_update(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
-    stops = re.findall(r"^(stopped in epoch \d+, update \d+, with a checkpoint); measure goes on", stderr, re.MULTILINE)
+    stops = re.findall(r"^(stopped in epoch \d+, update \d+, with a checkpoint); run it again", stderr, re.MULTILINE)
     assert len(stops) == 2, stderr
     assert stops[0] == stops[1]
     (checkpoint,) = run.glob("checkpoints/*")
