@@ -201,6 +201,7 @@ def run_baseline(
     training: Sequence[Review],
     dev: Sequence[Review],
     test: Sequence[Review],
+    unlabelled: Sequence[Review] | None = None,
     *,
     tokenizer: Tokenizer = "basic_english",
     data: Mapping[str, Any] | None = None,
@@ -213,10 +214,11 @@ def run_baseline(
         training: Labelled reviews to fit it to.
         dev: Those to choose settings by.
         test: Those to report.
+        unlabelled: Those whose decisions are wanted too.
         tokenizer: ``"basic_english"`` is `WordTokenizer`; ``"spaces"`` splits lower-cased text at white space alone,
             as Wang & Manning did for unigrams.
         data: Which data this is, noted in the record.
-        outputs: A safetensors file to write: the decisions on ``"dev"`` and on ``"test"``.
+        outputs: A safetensors file to write: the decisions on ``"dev"``, ``"test"`` and, where given, ``"unsup"``.
 
     Returns:
         The record; its ``wall_seconds`` count tokenizing, fitting and both measurements.
@@ -235,15 +237,18 @@ def run_baseline(
     if tokenizer not in get_args(Tokenizer):
         raise ValueError(f"tokenizer={tokenizer!r} is unknown; choose one of {get_args(Tokenizer)}")
     tokenize = WordTokenizer() if tokenizer == "basic_english" else _split_at_spaces
-    named = (("training", training), ("dev", dev), ("test", test))
-    splits = [tokens_and_labels(name, reviews, tokenize) for name, reviews in named]
-    model = baseline.fit(*splits[0])
-    decisions = [model.decision(texts) for texts, _ in splits[1:]]
+    named = {"training": training, "dev": dev, "test": test}
+    splits = {name: _tokens_and_labels(name, reviews, tokenize) for name, reviews in named.items()}
+    model = baseline.fit(*splits.pop("training"))
+    texts = {name: tokens for name, (tokens, _) in splits.items()}
+    if unlabelled is not None:
+        texts["unsup"] = [tokenize(text) for text, _ in unlabelled]
+    decisions = {name: model.decision(tokens) for name, tokens in texts.items()}
     dev_accuracy, test_accuracy = (
-        float(((decision > 0) == labels).mean()) for decision, (_, labels) in zip(decisions, splits[1:], strict=True)
+        float(((decisions[name] > 0) == labels).mean()) for name, (_, labels) in splits.items()
     )
     if outputs is not None:
-        save_weights(dict(zip(("dev", "test"), map(torch.from_numpy, decisions), strict=True)), outputs)
+        save_weights({name: torch.from_numpy(values) for name, values in decisions.items()}, outputs)
     return TrainingRecord(
         command="companion.run_baseline",
         config={
@@ -279,7 +284,7 @@ def _split_at_spaces(text: str) -> list[str]:
     return text.lower().split()
 
 
-def tokens_and_labels(
+def _tokens_and_labels(
     name: str, reviews: Sequence[Review], tokenize: Callable[[str], list[str]]
 ) -> tuple[list[list[str]], list[int]]:
     """Return the tokens and the label of each review of a split that has this name.

@@ -1,10 +1,12 @@
 """Distillation: several classifiers together label texts that nobody has labelled, for another to learn from."""
 
+import dataclasses
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.baselines import NBSVM, TfidfLogisticRegression, tokens_and_labels
+from companion.baselines import NBSVM, TfidfLogisticRegression, run_baseline
 from companion.prediction import Predictor
-from companion.records import TrainingRecord, git_commit, hardware, package_versions
-from companion.runs import RunFolder, save_weights
-from companion.text import Review, WordTokenizer
+from companion.records import TrainingRecord
+from companion.runs import RunFolder, load_weights, save_weights
+from companion.text import Review
 
 
 def stack_decisions(
@@ -103,41 +105,39 @@ def run_teacher(
     run = RunFolder(output)
     run.check_free()
     start = time.perf_counter()
-    tokenize = WordTokenizer()
-    labelled = {"training": training, "dev": dev, "test": test}
-    splits = {name: tokens_and_labels(name, reviews, tokenize) for name, reviews in labelled.items()}
-    linear = baseline.fit(*splits["training"])
-    tokens = {name: splits[name][0] for name in ("dev", "test")} | {"unsup": [tokenize(text) for text, _ in unlabelled]}
-    decisions = {}
-    for name, reviews in (("dev", dev), ("test", test), ("unsup", unlabelled)):
-        said = torch.from_numpy(linear.decision(tokens[name])).float()
-        decisions[name] = torch.stack([predictor.logits([text for text, _ in reviews]), said], dim=1)
-    outputs = stack_decisions(decisions, splits["dev"][1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "decisions.safetensors")
+        record = run_baseline(baseline, training, dev, test, unlabelled, data=data, outputs=path)
+        said = load_weights(path)
+    decisions = {
+        name: torch.stack([predictor.logits([text for text, _ in reviews]), said[name].float()], dim=1)
+        for name, reviews in (("dev", dev), ("test", test), ("unsup", unlabelled))
+    }
+    outputs = stack_decisions(decisions, _labels(dev))
     run.folder.mkdir(parents=True, exist_ok=True)
     save_weights(outputs, run.outputs)
-    record = TrainingRecord(
+    record = dataclasses.replace(
+        record,
         command=command,
         config={
             "model": {"kind": "Teacher", "baseline": {"kind": type(baseline).__name__, **asdict(baseline)}},
             "training": {"reviews": len(training), "unlabelled": len(unlabelled)},
-            "data": dict(data or {}),
+            "data": record.config["data"],
         },
-        seed=getattr(baseline, "seed", 0),
-        commit=git_commit(),
-        versions={**package_versions(), "scikit-learn": version("scikit-learn")},
-        hardware=hardware(torch.device("cpu"), 1),
         wall_seconds=round(time.perf_counter() - start, 1),
-        tokens_per_second=None,
-        parameters=sum(parameter.numel() for parameter in predictor.model.parameters()) + linear.weights.size,
-        history=[],
-        dev=_metrics(outputs["dev"], splits["dev"][1]),
-        test=_metrics(outputs["test"], splits["test"][1]),
+        parameters=sum(parameter.numel() for parameter in predictor.model.parameters()) + record.parameters,
+        dev=_metrics(outputs["dev"], dev),
+        test=_metrics(outputs["test"], test),
     )
     record.save(run.record)
     return record
 
 
-def _metrics(log_odds: Tensor, labels: Sequence[int]) -> dict[str, float]:
-    loss = F.binary_cross_entropy_with_logits(log_odds, torch.tensor(labels).to(log_odds))
-    right = (log_odds > 0) == torch.tensor(labels)
-    return {"loss": round(loss.item(), 6), "accuracy": right.double().mean().item()}
+def _labels(reviews: Sequence[Review]) -> list[int]:
+    return [label for _, label in reviews if label is not None]
+
+
+def _metrics(log_odds: Tensor, reviews: Sequence[Review]) -> dict[str, float]:
+    labels = torch.tensor(_labels(reviews))
+    loss = F.binary_cross_entropy_with_logits(log_odds, labels.to(log_odds))
+    return {"loss": round(loss.item(), 6), "accuracy": ((log_odds > 0) == labels).double().mean().item()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -270,6 +271,25 @@ def test_a_run_gives_the_record_of_what_was_measured(baseline, tokenizer, tokeni
     assert (record.history, record.tokens_per_second) == ([], None)
     record.save(tmp_path / "record.json")
     assert TrainingRecord.load(tmp_path / "record.json") == record
+
+
+def test_a_run_says_what_it_makes_of_reviews_without_labels_where_they_are_given(tmp_path):
+    """They change nothing else, the labels of other reviews do not come into it, and none is none."""
+    unlabelled = [Review(text, None) for text, _ in REVIEWS[:50]]
+    files = [tmp_path / name for name in ("without", "with", "none")]
+    records = [
+        run_baseline(NBSVM(max_n=2), *SPLITS, *more, outputs=file)
+        for file, more in zip(files, ([], [unlabelled], [[]]), strict=True)
+    ]
+    without, found, none = map(load_file, files)
+    expected = NBSVM(max_n=2).fit([WordTokenizer()(text) for text, _ in SPLITS[0]], [label for _, label in SPLITS[0]])
+    decisions = expected.decision([WordTokenizer()(text) for text, _ in unlabelled])
+    assert found.pop("unsup").tolist() == decisions.tolist()
+    assert none.pop("unsup").tolist() == []
+    for outputs in (found, none):
+        assert outputs.keys() == without.keys() == {"dev", "test"}
+        assert all(torch.equal(values, without[name]) for name, values in outputs.items())
+    assert len({(record.dev["accuracy"], record.test["accuracy"], record.parameters) for record in records}) == 1
 
 
 def test_a_run_learns_from_any_part_of_the_training_split():
