@@ -97,6 +97,7 @@ from .plotting import plot_history as plot_history
 from .plotting import plot_lines as plot_lines
 from .plotting import plot_masks as plot_masks
 from .plotting import plot_positions as plot_positions
+from .plotting import plot_sums as plot_sums
 from .plotting import plot_tensors as plot_tensors
 from .positions import LearnedPositionalEmbedding as LearnedPositionalEmbedding
 from .positions import RotaryEmbedding as RotaryEmbedding

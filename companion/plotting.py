@@ -228,6 +228,46 @@ def plot_lines(
     return figure
 
 
+def plot_sums(sums: Mapping[str, Mapping[str, int | float]], *, x_label: str) -> Figure:
+    """Draw sums as bars, term beside term, with the total at the end of each.
+
+    Args:
+        sums: The terms of each sum, by its label; the same terms in each, at most 7, none below 0.
+        x_label: What is added up, with its unit.
+
+    Returns:
+        A figure with one panel, the first sum on top.
+
+    Raises:
+        ValueError: If there is no sum, no term or more terms than can be told apart, or the sums differ in their terms.
+
+    Example:
+        >>> figure = plot_sums({"plain": {"words": 4, "layers": 8}, "shared": {"words": 4, "layers": 1}}, x_label="n")
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['12.0', '5.0']
+    """
+    terms = list(next(iter(sums.values()), ()))
+    if not 1 <= len(terms) <= len(_COLOURS):
+        raise ValueError(f"got {len(terms)} terms; choose 1 to {len(_COLOURS)}, which colours can tell apart")
+    if any(list(values) != terms for values in sums.values()):
+        raise ValueError(f"the sums differ in their terms; give each {terms}, in this order")
+    figure = Figure(figsize=(6.0, 0.8 + 0.5 * len(sums)), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    totals = [0.0] * len(sums)
+    for term, colour in zip(terms, _COLOURS, strict=False):
+        values = [entries[term] for entries in sums.values()]
+        ax.barh(list(sums), values, left=totals, height=0.6, color=colour, label=term)
+        totals = [total + value for total, value in zip(totals, values, strict=True)]
+    for name, total in zip(sums, totals, strict=True):
+        ax.annotate(f"{total:.1f}", (total, name), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+    ax.invert_yaxis()
+    ax.margins(x=0.1)
+    ax.set_xlabel(x_label)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, loc="outside right upper")
+    return figure
+
+
 def plot_history(history: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ("loss", "accuracy")) -> Figure:
     """Draw the training and dev curves of a record's history.
 

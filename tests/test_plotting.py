@@ -6,7 +6,15 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from companion.plotting import plot_attention, plot_history, plot_lines, plot_masks, plot_positions, plot_tensors
+from companion.plotting import (
+    plot_attention,
+    plot_history,
+    plot_lines,
+    plot_masks,
+    plot_positions,
+    plot_sums,
+    plot_tensors,
+)
 
 QUERIES, KEYS = ["the", "film"], ["not", "bad", "at"]
 WEIGHTS = torch.tensor([[[0.2, 0.3, 0.5], [0.0, 0.9, 0.1]], [[1.0, 0.0, 0.0], [0.25, 0.25, 0.5]]])
@@ -182,6 +190,43 @@ def test_no_line_and_more_lines_than_colours_are_refused(count):
         plot_lines({str(number): ([1], [1]) for number in range(count)}, x_label="n", y_label="t")
 
 
+SUMS = {"plain": {"words": 4.0, "layers": 8.25}, "shared": {"words": 4.0, "layers": 0.5}}
+
+
+def test_the_terms_of_a_sum_lie_end_to_end_and_the_total_stands_behind_them():
+    figure = plot_sums(SUMS, x_label="million parameters")
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    words, layers = ([(bar.get_x(), bar.get_width()) for bar in bars] for bars in ax.containers)
+    assert (words, layers) == ([(0, 4), (0, 4)], [(4, 8.25), (4, 0.5)])
+    assert labels(ax.yaxis) == ["plain", "shared"]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("12.2", (12.25, "plain")), ("4.5", (4.5, "shared"))]
+    assert ax.yaxis_inverted()
+    assert ax.get_xlabel() == "million parameters"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["words", "layers"]
+    colours = [{bar.get_facecolor() for bar in bars} for bars in ax.containers]
+    assert [len(colour) for colour in colours] == [1, 1]
+    assert colours[0] != colours[1]
+
+
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        ({}, "got 0 terms; choose 1 to 7"),
+        ({"a": {}}, "got 0 terms; choose 1 to 7"),
+        ({"a": dict.fromkeys("abcdefgh", 1)}, "got 8 terms; choose 1 to 7"),
+        (
+            {"a": {"x": 1, "y": 2}, "b": {"x": 1}},
+            r"the sums differ in their terms; give each \['x', 'y'\], in this order",
+        ),
+    ],
+)
+def test_sums_without_terms_with_too_many_or_with_others_are_refused(sums, message):
+    with pytest.raises(ValueError, match=message):
+        plot_sums(sums, x_label="n")
+
+
 @pytest.mark.parametrize(("plot", "name"), [(plot_masks, "masks"), (plot_tensors, "tensors")])
 def test_nothing_to_draw_is_refused(plot, name):
     with pytest.raises(ValueError, match=f"{name} is empty"):
@@ -195,6 +240,7 @@ FIGURES = [
     plot_tensors(TENSORS),
     plot_positions(torch.eye(4)),
     plot_lines(LINES, x_label="n", y_label="t"),
+    plot_sums(SUMS, x_label="n"),
 ]
 
 
