@@ -36,7 +36,7 @@ INSTALL_CELL = f"""\
 import importlib.util
 
 if importlib.util.find_spec("companion") is None:
-    %pip install -q "measured-transformer @ git+{REPOSITORY}\""""
+    %pip install -q "measured-transformer[chapters] @ git+{REPOSITORY}\""""
 INSTALL_TAGS = ["remove-cell", "nbval-skip"]
 SOLUTION = "#@title Solution"
 

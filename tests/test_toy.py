@@ -9,6 +9,7 @@ import torch
 
 from companion import toy
 from companion.text import WordTokenizer
+from companion.toy import sentiment
 
 GOOD = {"good", "great", "brilliant", "moving", "clever", "funny", "fresh", "convincing"}
 BAD = {"bad", "terrible", "dull", "clumsy", "boring", "flat", "tired", "tedious"}
@@ -62,8 +63,8 @@ def test_every_part_of_a_sample_is_like_every_other():
 def fillings(pattern: str, label: int) -> list[str]:
     """Return what a pattern of the grammar can become, every filling of its slots."""
     slots = sorted({slot for _, slot, _, _ in string.Formatter().parse(pattern) if slot})
-    words = (toy._BAD, toy._GOOD)[label], (toy._GOOD, toy._BAD)[label]
-    options = {**toy._FILL, "word": words[0], "opposite": words[1]}
+    words = (sentiment._BAD, sentiment._GOOD)[label], (sentiment._GOOD, sentiment._BAD)[label]
+    options = {**sentiment._FILL, "word": words[0], "opposite": words[1]}
     combinations = itertools.product(*(options[slot] for slot in slots))
     return [pattern.format(**dict(zip(slots, filling, strict=True))) for filling in combinations]
 
@@ -72,7 +73,7 @@ def bags(texts: list[str]) -> Counter[tuple[str, ...]]:
     return Counter(tuple(sorted(text.split())) for text in texts)
 
 
-@pytest.mark.parametrize("pattern", toy._CONTRAST)
+@pytest.mark.parametrize("pattern", sentiment._CONTRAST)
 def test_the_bags_of_words_of_a_contrast_are_the_same_for_both_labels(pattern):
     negative, positive = fillings(pattern, 0), fillings(pattern, 1)
     assert set(negative).isdisjoint(positive)
@@ -80,7 +81,7 @@ def test_the_bags_of_words_of_a_contrast_are_the_same_for_both_labels(pattern):
 
 
 def test_the_bags_of_words_of_plain_verdicts_tell_the_label():
-    negative, positive = ({bag for p in toy._PLAIN for bag in bags(fillings(p, label))} for label in (0, 1))
+    negative, positive = ({bag for p in sentiment._PLAIN for bag in bags(fillings(p, label))} for label in (0, 1))
     assert negative.isdisjoint(positive)
 
 
@@ -106,18 +107,18 @@ def test_a_classifier_of_word_counts_stays_below_the_bound(sample, crossed, leas
 
 def test_the_best_of_all_classifiers_of_bags_reaches_the_bound_and_no_more():
     labels_of_bag = defaultdict(Counter)
-    for pattern, label in itertools.product(toy._PLAIN + toy._CONTRAST, (0, 1)):
+    for pattern, label in itertools.product(sentiment._PLAIN + sentiment._CONTRAST, (0, 1)):
         for bag, count in bags(fillings(pattern, label)).items():
             labels_of_bag[bag][label] += count
     by_pattern = {}
-    for pattern in toy._PLAIN + toy._CONTRAST:
+    for pattern in sentiment._PLAIN + sentiment._CONTRAST:
         texts = [(text, label) for label in (0, 1) for text in fillings(pattern, label)]
         best = (
             max(labels_of_bag[bag], key=labels_of_bag[bag].get) for bag in (tuple(sorted(t.split())) for t, _ in texts)
         )
         by_pattern[pattern] = sum(guess == label for guess, (_, label) in zip(best, texts, strict=True)) / len(texts)
-    plain = sum(by_pattern[pattern] for pattern in toy._PLAIN) / len(toy._PLAIN)
-    contrast = sum(by_pattern[pattern] for pattern in toy._CONTRAST) / len(toy._CONTRAST)
+    plain = sum(by_pattern[pattern] for pattern in sentiment._PLAIN) / len(sentiment._PLAIN)
+    contrast = sum(by_pattern[pattern] for pattern in sentiment._CONTRAST) / len(sentiment._CONTRAST)
     assert (plain, contrast) == (1.0, 0.5)
     assert (plain + contrast) / 2 == toy.BAG_OF_WORDS_BOUND
 

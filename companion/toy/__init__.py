@@ -1,0 +1,10 @@
+"""Small corpora written by grammars of ours: they need no download, and what they test is known by construction.
+
+``sentiment``: reviews with a verdict; ``sequences``: token ids, a label for each.
+"""
+
+from companion.toy.sentiment import BAG_OF_WORDS_BOUND as BAG_OF_WORDS_BOUND
+from companion.toy.sentiment import reviews as reviews
+from companion.toy.sequences import TaggedSequence as TaggedSequence
+from companion.toy.sequences import histogram as histogram
+from companion.toy.sequences import reverse as reverse
