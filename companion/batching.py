@@ -16,7 +16,8 @@ class LabelledBatch(NamedTuple):
 
     Attributes:
         input_ids: Token ids, ``(batch, length)``, padded with 0.
-        labels: Of texts, 0.0 to 1.0, ``(batch,)``; of tokens, ``(batch, length)``, padded with 0.
+        labels: Of texts, 0.0 to 1.0, ``(batch,)``; of tokens, ``(batch, length)``, padded with 0; of spans, their first
+            and last positions, ``(batch, 2)``.
 
     Example:
         >>> batch = LabelledBatch(pad_batch([[5, 6, 7], [8]]), torch.tensor([1.0, 0.0]))
@@ -26,6 +27,23 @@ class LabelledBatch(NamedTuple):
 
     input_ids: Tensor
     labels: Tensor
+
+
+class Seq2SeqBatch(NamedTuple):
+    """A batch for a sequence-to-sequence model.
+
+    Attributes:
+        source_ids: Token ids, ``(batch, source)``, padded with 0.
+        target_ids: Those to write, ``(batch, target)``, padded with 0.
+
+    Example:
+        >>> batch = Seq2SeqBatch(pad_batch([[5, 6, 7], [8]]), pad_batch([[2, 9, 3], [2, 3]]))
+        >>> batch.target_ids[:, 1:].tolist()  # what is to be predicted
+        [[9, 3], [3, 0]]
+    """
+
+    source_ids: Tensor
+    target_ids: Tensor
 
 
 def pad_batch(sequences: Sequence[Sequence[int]], pad_id: int = 0) -> Int[Tensor, "batch length"]:
@@ -248,15 +266,90 @@ def tagged_batches(
     return _loader(sequences, labels, LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed), pad_batch)
 
 
+def span_batches(
+    sequences: Sequence[Sequence[int]],
+    spans: Sequence[tuple[int, int]],
+    *,
+    max_tokens: int,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader[LabelledBatch]:
+    """Batch questions with their texts, and where the answers stand in them, with a `LengthBucketSampler`.
+
+    Args:
+        sequences: Token ids of each example, as `companion.SpanExtractor` takes them.
+        spans: The first and the last position of each answer; both 0 where there is none.
+        max_tokens: As in `LengthBucketSampler`.
+        shuffle: As in `LengthBucketSampler`.
+        seed: As in `LengthBucketSampler`.
+
+    Returns:
+        An iterable of `LabelledBatch`.
+
+    Raises:
+        ValueError: If a span does not lie in its sequence, or the sampler refuses the lengths.
+
+    Example:
+        >>> batches = span_batches([[2, 5, 3, 6, 7], [2, 5, 3, 8]], [(3, 4), (0, 0)], max_tokens=10, shuffle=False)
+        >>> [batch.labels.tolist() for batch in batches]
+        [[[0, 0], [3, 4]]]
+    """
+    lengths = _paired_lengths("spans", sequences, spans)
+    for number, ((start, end), length) in enumerate(zip(spans, lengths, strict=True), start=1):
+        if not 0 <= start <= end < length:
+            raise ValueError(f"example {number} has the span {(start, end)}; expected one within its {length} tokens")
+    return _loader(sequences, spans, LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed), torch.tensor)
+
+
+def seq2seq_batches(
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> DataLoader[Seq2SeqBatch]:
+    """Batch sources and targets for a sequence-to-sequence model, with a `LengthBucketSampler`.
+
+    Args:
+        sources: Token ids of each source.
+        targets: Those of its target, the tokens that begin and end it included.
+        max_tokens: As in `LengthBucketSampler`; an example is as long as the longer one of source and target.
+        shuffle: As in `LengthBucketSampler`.
+        seed: As in `LengthBucketSampler`.
+
+    Returns:
+        An iterable of `Seq2SeqBatch`.
+
+    Raises:
+        ValueError: If there are not as many targets as sources, or the sampler refuses the lengths.
+
+    Example:
+        >>> batches = seq2seq_batches([[5, 6, 7], [8]], [[2, 9, 3], [2, 3]], max_tokens=6, shuffle=False)
+        >>> [batch.target_ids.tolist() for batch in batches]
+        [[[2, 3, 0], [2, 9, 3]]]
+    """
+    lengths = [*map(max, _paired_lengths("targets", sources, targets), map(len, targets))]
+    sampler = LengthBucketSampler(lengths, max_tokens, shuffle=shuffle, seed=seed)
+    return _loader(sources, targets, sampler, pad_batch, Seq2SeqBatch)
+
+
+def _paired_lengths(name: str, sequences: Sequence[Sequence[int]], paired: Sequence[Sequence[int]]) -> list[int]:
+    if len(sequences) != len(paired):
+        raise ValueError(f"got {len(paired)} {name} for {len(sequences)} sequences; give one for each")
+    return [len(sequence) for sequence in sequences]
+
+
 def _loader(
     sequences: Sequence[Sequence[int]],
     labels: Sequence[Any],
     sampler: LengthBucketSampler,
     stack: Callable[[Sequence[Any]], Tensor],
-) -> DataLoader[LabelledBatch]:
-    def collate(examples: list[tuple[Sequence[int], Any]]) -> LabelledBatch:
+    batch: Callable[[Tensor, Tensor], Any] = LabelledBatch,
+) -> DataLoader[Any]:
+    def collate(examples: list[tuple[Sequence[int], Any]]) -> Any:
         ids, given = zip(*examples, strict=True)
-        return LabelledBatch(pad_batch(ids), stack(given))
+        return batch(pad_batch(ids), stack(given))
 
     examples = list(zip(sequences, labels, strict=True))
     return DataLoader(examples, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]

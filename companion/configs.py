@@ -97,6 +97,32 @@ class TokenClassifierConfig(ClassifierConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpanConfig(ClassifierConfig):
+    """The shape of a `SpanExtractor`: that of a classifier, and what parts question and text.
+
+    Attributes:
+        separator_id: The id of the token after which the text begins.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field and what would do.
+
+    Example:
+        >>> SpanConfig(vocab_size=12, separator_id=12)
+        Traceback (most recent call last):
+        ValueError: separator_id=12; choose 0 <= separator_id < vocab_size=12
+    """
+
+    separator_id: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ids(self, "vocab_size", "separator_id")
+        if self.separator_id in (self.pad_id, self.unknown_id):
+            taken = f"pad_id={self.pad_id} and unknown_id={self.unknown_id}"
+            raise ValueError(f"separator_id={self.separator_id}; choose another one than {taken}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NGramConfig(ClassifierConfig):
     """The shape of an `NGramClassifier`: that of a classifier, and its table's.
 

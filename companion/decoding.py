@@ -1,9 +1,9 @@
-"""Decoding: greedy search and beam search, for any model that gives the log-probabilities of the next token."""
+"""Decoding: greedy and beam search, for any model of the next token, and the best span, for one of a span's ends."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 NextLogProbs = Callable[[Tensor, Tensor | None], Tensor]
@@ -119,6 +119,48 @@ def beam_search(
     winner = rank(log_prob, lengths).argmax(dim=1, keepdim=True)  # (b, 1)
     longest = max(lengths.gather(1, winner).flatten().tolist(), default=0)
     return ids[(first_rows + winner).flatten(), : 1 + longest]
+
+
+def best_spans(
+    start_logits: Float[Tensor, "batch length"],
+    end_logits: Float[Tensor, "batch length"],
+    *,
+    max_length: int | None = None,
+) -> Int[Tensor, "batch 2"]:
+    """Return the span with the largest sum of start and end logit, position 0 standing for "no answer".
+
+    No span ends before it starts, and none that starts at 0 goes on, as for the questions of SQuAD 2.0 in Devlin et
+    al., 2019, section 4.3 (arXiv:1810.04805; their margin in favour of an answer is 0 here).
+
+    Args:
+        start_logits: ``(batch, length)``; ``-inf`` where no span may start.
+        end_logits: ``(batch, length)``; ``-inf`` where none may end.
+        max_length: The most tokens that a span may have; ``None`` = no bound.
+
+    Returns:
+        The first and the last position of each span, ``(batch, 2)``; both 0 where there is no answer.
+
+    Raises:
+        ValueError: If the shapes differ, or ``max_length`` is below 1.
+
+    Example:
+        >>> start = torch.tensor([[0.0, 1.0, 0.0, 3.0]])
+        >>> end = torch.tensor([[0.0, 4.0, 2.0, 1.0]])  # the best end lies before the best start
+        >>> best_spans(start, end)
+        tensor([[1, 1]])
+    """
+    if start_logits.shape != end_logits.shape:
+        raise ValueError(f"end_logits has shape {tuple(end_logits.shape)}; expected {tuple(start_logits.shape)}")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length}; choose 1 or more")
+    length = start_logits.size(1)
+    position = torch.arange(length, device=start_logits.device)
+    reach = position - position[:, None]  # (start, end)
+    allowed = (reach >= 0) & (reach < (max_length or length))
+    allowed[0, 1:] = False
+    scores = start_logits[:, :, None] + end_logits[:, None, :]
+    best = scores.masked_fill(~allowed, -torch.inf).flatten(1).argmax(dim=1)
+    return torch.stack((best // length, best % length), dim=1)
 
 
 def _without(pad_id: int, log_probs: Tensor) -> Tensor:

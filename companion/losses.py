@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from companion.batching import LabelledBatch
+from companion.batching import LabelledBatch, Seq2SeqBatch
+from companion.decoding import best_spans
 
 
 class LossOutput(NamedTuple):
@@ -85,6 +86,66 @@ def tagging_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
         {
             "accuracy": ((logits.argmax(dim=-1) == batch.labels) & labelled).sum(),
             "tokens": (batch.input_ids != 0).sum(),
+        },
+    )
+
+
+def span_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
+    """Cross-entropy of a span's first position and of its last one, halved (Devlin et al., 2019, section 4.2).
+
+    Args:
+        model: A model from ids ``(batch, length)`` to start and end logits ``(batch, length)``.
+        batch: Ids, and the spans ``(batch, 2)``.
+
+    Returns:
+        The summed loss in nats, the number of examples, and the sums of ``accuracy``, both ends right, and ``tokens``.
+
+    Example:
+        >>> model = SpanExtractor(SpanConfig(vocab_size=9, d_model=4, num_heads=1, d_ff=4)).eval()
+        >>> _ = nn.init.zeros_(model.output.weight), nn.init.zeros_(model.output.bias)  # every logit is 0
+        >>> loss = span_loss(model, LabelledBatch(torch.tensor([[2, 5, 3, 6, 7]]), torch.tensor([[3, 4]])))
+        >>> round(loss.loss_sum.item(), 3), loss.metrics["accuracy"].item()  # the logarithm of three positions
+        (1.099, 0)
+    """
+    ends, labels = model(batch.input_ids), batch.labels
+    loss_sum = sum(F.cross_entropy(logits, labels[:, end], reduction="sum") for end, logits in enumerate(ends)) / 2
+    return LossOutput(
+        torch.as_tensor(loss_sum),
+        len(labels),
+        {
+            "accuracy": (best_spans(*(logits.detach() for logits in ends)) == labels).all(dim=1).sum(),
+            "tokens": (batch.input_ids != 0).sum(),
+        },
+    )
+
+
+def seq2seq_loss(model: nn.Module, batch: Seq2SeqBatch) -> LossOutput:
+    """Cross-entropy of each next token of the target, given the right ones before it: `Seq2SeqTransformer.loss`.
+
+    Args:
+        model: A `companion.Seq2SeqTransformer`.
+        batch: Sources and targets.
+
+    Returns:
+        The summed loss in nats, with smoothed labels, the number of tokens predicted, and the sums of ``accuracy`` and
+        ``tokens``, those of both sides.
+
+    Example:
+        >>> config = Seq2SeqConfig(source_vocab_size=9, target_vocab_size=9, d_model=16, num_layers=1)
+        >>> batch = Seq2SeqBatch(torch.tensor([[5, 6]]), torch.tensor([[2, 7, 3]]))
+        >>> seq2seq_loss(Seq2SeqTransformer(config), batch).count.item()  # 7 and 3
+        2
+    """
+    labels = batch.target_ids[:, 1:]
+    logits = model(batch.source_ids, batch.target_ids[:, :-1])
+    unwrapped: Any = getattr(model, "module", model)  # several processes wrap it
+    loss_sum, count = unwrapped.loss(logits, labels)
+    return LossOutput(
+        loss_sum,
+        count,
+        {
+            "accuracy": ((logits.argmax(dim=-1) == labels) & (labels != 0)).sum(),
+            "tokens": (batch.source_ids != 0).sum() + (batch.target_ids != 0).sum(),
         },
     )
 

@@ -23,6 +23,7 @@ ORDER = (
     "batching",
     "cache",
     "attention",
+    "attention_maps",
     "positions",
     "feed_forward",
     "layers",

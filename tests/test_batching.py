@@ -1,13 +1,22 @@
 import itertools
 import math
 import random
+import re
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from companion.batching import LengthBucketSampler, labelled_batches, mix_seed, pad_batch, tagged_batches
+from companion.batching import (
+    LengthBucketSampler,
+    labelled_batches,
+    mix_seed,
+    pad_batch,
+    seq2seq_batches,
+    span_batches,
+    tagged_batches,
+)
 
 
 def batches_of(sampler: LengthBucketSampler, epoch: int = 0) -> list[list[int]]:
@@ -237,3 +246,51 @@ def test_mix_seed_depends_on_every_number_in_the_bits_that_torch_reads(numbers, 
     ]
     assert drawn[0] != drawn[1]
     assert mix_seed(*numbers) == mix_seed(*numbers)
+
+
+def test_span_batches_hold_each_example_beside_its_span():
+    ids, spans = [[7, 8, 9, 5], [9, 4], [4, 5, 6]], [(1, 3), (0, 0), (2, 2)]
+    batches = [*span_batches(ids, spans, max_tokens=6, shuffle=False)]
+    assert [batch.input_ids.tolist() for batch in batches] == [[[9, 4, 0], [4, 5, 6]], [[7, 8, 9, 5]]]
+    assert [batch.labels.tolist() for batch in batches] == [[[0, 0], [2, 2]], [[1, 3]]]
+
+
+@pytest.mark.parametrize("span", [(2, 1), (-1, 0), (1, 3)])
+def test_a_span_that_is_none_of_its_sequence_is_refused(span):
+    with pytest.raises(ValueError, match=rf"example 2 has the span {re.escape(str(span))}; expected one within its 3"):
+        span_batches([[5], [5, 6, 7]], [(0, 0), span], max_tokens=9)
+
+
+def test_seq2seq_batches_pad_each_side_by_itself():
+    batches = [*seq2seq_batches([[7, 8, 9], [9]], [[2, 3], [2, 5, 6, 3]], max_tokens=8, shuffle=False)]
+    assert [batch.source_ids.tolist() for batch in batches] == [[[7, 8, 9], [9, 0, 0]]]
+    assert [batch.target_ids.tolist() for batch in batches] == [[[2, 3, 0, 0], [2, 5, 6, 3]]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60), st.integers(0, 60))
+def test_neither_side_of_a_seq2seq_batch_is_over_the_budget(lengths, spare):
+    budget = max(map(max, lengths)) + spare
+    sources, targets = ([[5] * length for length in side] for side in zip(*lengths, strict=True))
+    batches = [*seq2seq_batches(sources, targets, max_tokens=budget)]
+    assert all(max(batch.source_ids.numel(), batch.target_ids.numel()) <= budget for batch in batches)
+    seen = [row for batch in batches for row in zip(*((ids != 0).sum(1).tolist() for ids in batch), strict=True)]
+    assert sorted(seen) == sorted(lengths)
+
+
+@pytest.mark.parametrize("make", [span_batches, seq2seq_batches])
+def test_pairs_and_spans_come_one_for_each_sequence(make):
+    with pytest.raises(ValueError, match=r"got 1 (?:spans|targets) for 2 sequences; give one for each"):
+        make([[5], [6]], [(0, 0)], max_tokens=9)
+
+
+@pytest.mark.parametrize("make", [span_batches, seq2seq_batches])
+def test_pairs_and_spans_are_shuffled_by_epoch_and_seed(make):
+    sequences = [[number] * (1 + number % 3) for number in range(1, 40)]
+
+    def order(seed, epoch):
+        loader = make(sequences, [(0, 0)] * 39, max_tokens=12, seed=seed)
+        loader.batch_sampler.set_epoch(epoch)
+        return [batch[0][:, 0].tolist() for batch in loader]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1) != order(1, 1)

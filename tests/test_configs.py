@@ -7,7 +7,7 @@ from typing import get_args
 import jaxtyping
 import pytest
 
-from companion.configs import ClassifierConfig, Positions, Seq2SeqConfig, TokenClassifierConfig
+from companion.configs import ClassifierConfig, Positions, Seq2SeqConfig, SpanConfig, TokenClassifierConfig
 from companion.feed_forward import Activation
 from companion.layers import Norm
 
@@ -335,3 +335,23 @@ def test_a_classifier_may_have_no_layers():
     assert make(ClassifierConfig, num_layers=0).num_layers == 0
     with pytest.raises(ValueError, match="num_layers=-1; choose 0 or more"):
         make(ClassifierConfig, num_layers=-1)
+
+
+def test_a_span_config_is_a_classifier_config_with_a_separator():
+    config = SpanConfig(**CLASSIFIER, separator_id=2)
+    assert config.separator_id == 2
+    assert SpanConfig(**CLASSIFIER).separator_id == 3
+    with pytest.raises(ValueError, match="num_heads=3 does not divide"):
+        SpanConfig(**CLASSIFIER | {"num_heads": 3})
+
+
+@pytest.mark.parametrize("separator_id", [-1, CLASSIFIER["vocab_size"]])
+def test_a_separator_outside_the_vocabulary_is_refused(separator_id):
+    with pytest.raises(ValueError, match=rf"separator_id={separator_id}; choose 0 <= separator_id < vocab_size="):
+        SpanConfig(**CLASSIFIER, separator_id=separator_id)
+
+
+@pytest.mark.parametrize("separator_id", [0, 1])
+def test_a_separator_that_is_padding_or_the_unknown_token_is_refused(separator_id):
+    with pytest.raises(ValueError, match=rf"separator_id={separator_id}; choose another one than pad_id=0 and unknown"):
+        SpanConfig(**CLASSIFIER, separator_id=separator_id)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companion.decoding import beam_search, greedy_search
+from companion.decoding import beam_search, best_spans, greedy_search
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -410,3 +410,24 @@ def test_no_rows_give_no_rows(function):
     start = torch.empty(0, 1, dtype=torch.long)
     actual = function(lambda ids, rows: torch.empty(0, 5), start, max_length=4, eos_id=EOS, **settings)
     assert torch.equal(actual, start)
+
+
+@given(seeds, st.integers(1, 9), st.none() | st.integers(1, 9))
+@property_test
+def test_the_best_span_is_that_of_every_allowed_pair_of_ends_tried(seed, length, max_length):
+    generator = torch.Generator().manual_seed(seed)
+    start, end = torch.randn(2, 3, length, generator=generator, dtype=torch.float64)
+    shut = torch.rand(3, length, generator=generator) < 0.3
+    shut[:, 0] = False
+    start, end = start.masked_fill(shut, -math.inf), end.masked_fill(shut, -math.inf)
+    pairs = [(0, 0)] + [(i, j) for i in range(1, length) for j in range(i, min(length, i + (max_length or length)))]
+    expected = [max(pairs, key=lambda pair: start[row, pair[0]] + end[row, pair[1]]) for row in range(3)]
+    assert best_spans(start, end, max_length=max_length).tolist() == [list(pair) for pair in expected]
+
+
+@pytest.mark.unhooked
+def test_spans_of_no_length_and_logits_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match="max_length=0; choose 1 or more"):
+        best_spans(torch.zeros(1, 3), torch.zeros(1, 3), max_length=0)
+    with pytest.raises(ValueError, match=r"end_logits has shape \(1, 4\); expected \(1, 3\)"):
+        best_spans(torch.zeros(1, 3), torch.zeros(1, 4))

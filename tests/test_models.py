@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import companion.models
-from companion.configs import ClassifierConfig, Seq2SeqConfig, TokenClassifierConfig
+import companion.models.seq2seq
+from companion.configs import ClassifierConfig, Seq2SeqConfig, SpanConfig, TokenClassifierConfig
 from companion.decoding import beam_search
-from companion.models import Seq2SeqTransformer, TextClassifier, TokenClassifier
+from companion.models import Seq2SeqTransformer, SpanExtractor, TextClassifier, TokenClassifier
 from companion.positions import sinusoidal_encoding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -1058,7 +1058,7 @@ def test_the_length_penalty_is_none_unless_given(monkeypatch):
         given.append(settings["length_penalty"])
         return start
 
-    monkeypatch.setattr(companion.models, "beam_search", search)
+    monkeypatch.setattr(companion.models.seq2seq, "beam_search", search)
     model, source = draw_translator(0, {}), make_ids(*SOURCES)
     model.generate(source, max_length=8, num_beams=4)
     model.generate(source, max_length=8, num_beams=4, length_penalty=0.6)
@@ -1234,3 +1234,70 @@ def test_the_hook_checks_the_shapes_of_a_models_inputs_in_the_other_tests():
         make_seq2seq()(SOURCE[0], TARGET)
     with pytest.raises(jaxtyping.TypeCheckError, match="target_ids"):
         make_seq2seq()(SOURCE, TARGET[:2])
+
+
+CLS, SEP = 2, 3
+
+
+def make_span_extractor(**changes):
+    return scatter(SpanExtractor(SpanConfig(**vars(make_config()) | {"separator_id": SEP} | changes)).double())
+
+
+def ask(question, text, padding=0, pad_id=PAD):
+    return torch.tensor([[CLS, *question, SEP, *text, *[pad_id] * padding]])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "learned"},
+        {"positions": "rotary", "norm_first": True, "pad_id": 4},
+        {"positions": "alibi"},
+        {"separator_id": 5},
+    ],
+    ids=str,
+)
+def test_span_logits_and_gradients_equal_an_extractor_written_out(changes, training):
+    model = make_span_extractor(**changes).train(training)
+    written_out, separator = ByHand(model), model.config.separator_id
+    ids = [CLS, 7, 8, separator, 9, 10, 6]
+    padded = torch.tensor([[*ids, *[model.config.pad_id] * 2], [CLS, separator, *[9] * 7]])
+    expected = written_out.linear(written_out.stack("encoder", written_out.embed(torch.tensor(ids))), "output")
+    places = [0, 4, 5, 6]
+    both = model(padded)
+    parameters = [*model.parameters()]
+    close(gradients(torch.stack(both, dim=-1)[0, places], parameters), gradients(expected[places], parameters))
+    for which, logits in enumerate(both):
+        close(logits[0, places], expected[places, which])
+        assert logits[0, [1, 2, 3, 7, 8]].eq(-math.inf).all()
+        assert logits[1].isfinite().tolist() == [True, False, *[True] * 7]
+
+
+def test_a_second_separator_in_the_text_holds_no_answer():
+    start, end = make_span_extractor()(ask([7], [8, SEP, 9]))
+    assert start.isfinite().tolist() == end.isfinite().tolist() == [[True, False, False, True, False, True]]
+
+
+@given(st.lists(st.integers(4, VOCAB - 1), max_size=2), st.lists(st.integers(4, VOCAB - 1), min_size=1, max_size=3))
+@property_test
+def test_extraction_takes_the_best_pair_of_ends_whatever_the_padding(question, text):
+    model = make_span_extractor().eval()
+    start, end = (logits[0].tolist() for logits in model(ask(question, text)))
+    first, length = len(question) + 2, len(question) + 2 + len(text)
+    pairs = [(0, 0)] + [(i, j) for i in range(first, length) for j in range(i, length)]
+    expected = max(pairs, key=lambda pair: start[pair[0]] + end[pair[1]])
+    assert model.extract(ask(question, text, padding=2)).tolist() == [list(expected)]
+    short = max((pair for pair in pairs if pair[1] == pair[0]), key=lambda pair: start[pair[0]] + end[pair[1]])
+    assert model.extract(ask(question, text), max_length=1).tolist() == [list(short)]
+
+
+def test_extraction_takes_no_gradient():
+    assert not make_span_extractor().extract(ask([7], [8])).requires_grad
+
+
+def test_an_input_without_a_separator_is_refused():
+    with pytest.raises(ValueError, match="row 1 of input_ids has no separator, id 3"):
+        make_span_extractor()(torch.tensor([[CLS, 7, SEP, 8], [CLS, 7, 8, 9]]))
+    with pytest.raises(ValueError, match="length 10"):
+        make_span_extractor()(torch.full((1, 10), SEP))

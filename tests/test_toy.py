@@ -189,3 +189,227 @@ def test_a_seed_gives_the_same_sequences_and_another_one_others(make):
     assert make(50, seed=1) == make(50, seed=1)
     assert make(50, seed=1) != make(50, seed=2)
     assert make(60, seed=1)[:50] == make(50, seed=1)
+
+
+NOUN_PHRASE = r"(?:the|an?|two)(?: (?:old|young|small|beautiful|strange|black))? \w+"
+VERB = r"(?:looked for|\w+)"
+SENTENCE = re.compile(
+    rf"(?:(\w+) )??({NOUN_PHRASE})(?: who ({VERB}) ({NOUN_PHRASE}))? ({VERB}) ({NOUN_PHRASE})(?: with ({NOUN_PHRASE}))?"
+)
+PARTICIPLES = dict(
+    pair.split("=")
+    for pair in [
+        "saw=gesehen",
+        "bought=gekauft",
+        "found=gefunden",
+        "painted=gemalt",
+        "lost=verloren",
+        "brought=gebracht",
+        "forgot=vergessen",
+    ]
+) | {"looked for": "gesucht"}
+ADVERBS = {"yesterday": "gestern", "today": "heute", "often": "oft", "suddenly": "plötzlich"}
+STEMS = {
+    "old": "alt",
+    "young": "jung",
+    "small": "klein",
+    "beautiful": "schön",
+    "strange": "seltsam",
+    "black": "schwarz",
+}
+SINGULARS = {
+    "man": "m Mann",
+    "teacher": "m Lehrer",
+    "dog": "m Hund",
+    "letter": "m Brief",
+    "woman": "f Frau",
+    "sister": "f Schwester",
+    "cat": "f Katze",
+    "flower": "f Blume",
+    "child": "n Kind",
+    "girl": "n Mädchen",
+    "house": "n Haus",
+    "book": "n Buch",
+}
+PLURALS = {  # nominative, dative
+    "men": "Männer Männern",
+    "teachers": "Lehrer Lehrern",
+    "dogs": "Hunde Hunden",
+    "letters": "Briefe Briefen",
+    "women": "Frauen Frauen",
+    "sisters": "Schwestern Schwestern",
+    "cats": "Katzen Katzen",
+    "flowers": "Blumen Blumen",
+    "children": "Kinder Kindern",
+    "girls": "Mädchen Mädchen",
+    "houses": "Häuser Häusern",
+    "books": "Bücher Büchern",
+}
+# "the old man" and "an old man" in the nominative, accusative and dative, as a grammar book lists them.
+DECLENSION = {
+    "the m": "der alte, den alten, dem alten",
+    "the f": "die alte, die alte, der alten",
+    "the n": "das alte, das alte, dem alten",
+    "the p": "die alten, die alten, den alten",
+    "a m": "ein alter, einen alten, einem alten",
+    "a f": "eine alte, eine alte, einer alten",
+    "a n": "ein altes, ein altes, einem alten",
+    "two p": "zwei alte, zwei alte, zwei alten",
+}
+
+
+def decline(phrase: str, case: int) -> tuple[str, str]:
+    """Return a phrase in German, and its gender, or p."""
+    article, *adjectives, noun = phrase.split()
+    if noun in PLURALS:
+        form, word = "p", PLURALS[noun].split()[case == 2]
+    else:
+        form, word = SINGULARS[noun].split()
+    german, ending = DECLENSION[f"{'a' if article == 'an' else article} {form}"].split(", ")[case].split(" alt")
+    return " ".join([german, *(STEMS[adjective] + ending for adjective in adjectives), word]), form
+
+
+def translate(source: str) -> str:
+    """Translate without the grammar that wrote the sentence: by a pattern, and by tables written out."""
+    adverb, subject, earlier, what, verb, thing, company = SENTENCE.fullmatch(source).groups()
+    german, form = decline(subject, 0)
+    auxiliary = "haben" if form == "p" else "hat"
+    if earlier:
+        who = {"m": "der", "f": "die", "n": "das", "p": "die"}[form]
+        german += f" , {who} {decline(what, 1)[0]} {PARTICIPLES[earlier]} {auxiliary} ,"
+    start = f"{ADVERBS[adverb]} {auxiliary} {german}" if adverb else f"{german} {auxiliary}"
+    beside = f" mit {decline(company, 2)[0]}" if company else ""
+    return f"{start}{beside} {decline(thing, 1)[0]} {PARTICIPLES[verb]}"
+
+
+def test_every_translation_is_that_of_tables_and_a_pattern():
+    pairs = toy.translation(4_000, seed=5)
+    assert [pair.target for pair in pairs] == [translate(pair.source) for pair in pairs]
+
+
+def test_an_article_before_a_vowel_is_an():
+    sources = " ".join(pair.source for pair in toy.translation(2_000))
+    assert re.search(r"\ban [^aeiou]|\ba [aeiou]", sources) is None
+
+
+@pytest.mark.parametrize(
+    "part", [r" who ", r" with ", r"^(?:yesterday|today|often|suddenly) ", r"\btwo\b", r"looked for"]
+)
+def test_every_construction_is_common(part):
+    pairs = toy.translation(2_000)
+    assert 0.1 < sum(bool(re.search(part, pair.source)) for pair in pairs) / len(pairs) < 0.7
+
+
+TELLINGS = [
+    (r"a fire broke out in the (\w+) of (NAME) on (\w+) PART", "fire damages {} of {} on {}"),
+    (
+        r"on (?P<day>\w+) PART flames destroyed the roof of the (\w+) that belongs to (NAME)",
+        "fire damages {} of {} on {day}",
+    ),
+    (r"the (\w+) of (NAME) burned on (\w+) PART", "fire damages {} of {} on {}"),
+    (r"thieves broke into the (\w+) of (NAME) on (\w+) PART", "thieves rob {} of {} on {}"),
+    (
+        r"on (?P<day>\w+) PART somebody emptied the safe in the (\w+) that belongs to (NAME)",
+        "thieves rob {} of {} on {day}",
+    ),
+    (r"the jury gave the (?P<prize>\w+) prize to (NAME) on (\w+) PART", "{} wins {prize} prize on {}"),
+    (r"on (?P<day>\w+) PART (NAME) received this year 's prize for (\w+)", "{} wins {} prize on {day}"),
+    (r"firemen pulled (NAME) out of the (\w+) on (\w+) PART", "{} rescued from {} on {}"),
+    (r"(NAME) fell into the (\w+) on (\w+) PART and was saved", "{} rescued from {} on {}"),
+    (r"a (\w+) ran into (NAME) on (\w+) PART", "{} hits {} on {}"),
+    (r"on (?P<day>\w+) PART (NAME) was knocked down by a (?P<vehicle>\w+)", "{vehicle} hits {} on {day}"),
+]
+
+
+def summarise(report: str) -> set[str]:
+    """Read a report sentence by sentence, without the grammar."""
+    found = set()
+    for sentence in report.removesuffix(" .").split(" . "):
+        for pattern, summary in TELLINGS:
+            pattern = pattern.replace("NAME", r"\w+ \w+").replace("PART", "(?:morning|afternoon|evening|night)")
+            if match := re.fullmatch(pattern, sentence):
+                named = match.groupdict()
+                found.add(summary.format(*(part for part in match.groups() if part not in named.values()), **named))
+    return found
+
+
+def test_every_report_tells_one_event_which_its_summary_names():
+    pairs = toy.summaries(3_000, seed=5)
+    assert all(summarise(pair.source) == {pair.target} for pair in pairs)
+
+
+def test_every_kind_of_event_is_told_in_every_way():
+    pairs = toy.summaries(3_000, seed=5)
+    kinds = Counter(re.sub(r"\w+ \w+(?= wins| rescued| on )", "", pair.target).split()[0] for pair in pairs)
+    assert {"fire", "thieves", "wins", "rescued"} <= {*kinds}
+    earlier = sum(" last year " in f" {pair.source}" for pair in pairs) / len(pairs)
+    assert abs(earlier - 0.5) < 4 * 0.5 / len(pairs) ** 0.5
+
+
+def test_an_event_stands_anywhere_in_its_report():
+    places = Counter()
+    for pair in toy.summaries(3_000, seed=5):
+        sentences = pair.source.removesuffix(" .").split(" . ")
+        places.update(place for place, sentence in enumerate(sentences) if summarise(sentence + " ."))
+    assert all(800 < places[place] < 1_200 for place in range(3))
+
+
+FACT = re.compile(
+    r"(?:on (?P<first>\w+ \w+) )?(?P<who>\w+) (?P<verb>\w+) (?P<what>an? \w+ (?P<thing>\w+))"
+    r"(?: at (?P<where>the \w+(?: (?!on )\w+)?))?(?: on (?P<last>\w+ \w+))?"
+)
+BASES = {"buy": "bought", "sell": "sold", "find": "found", "lose": "lost", "paint": "painted", "hide": "hid"}
+
+
+def answers(passage: str, question: str) -> list[str | None]:
+    """Look the answers up in the facts that a passage tells."""
+    facts = [FACT.fullmatch(sentence).groupdict() for sentence in passage.removesuffix(" .").split(" . ")]
+    if match := re.fullmatch(r"who (\w+) the (\w+) \?", question):
+        return [fact["who"] for fact in facts if (fact["verb"], fact["thing"]) == match.groups()]
+    word, who, base, thing = re.fullmatch(r"(what|where|when) did (\w+) (\w+)(?: the (\w+))? \?", question).groups()
+    asked = [fact | {"when": fact["first"] or fact["last"]} for fact in facts]
+    return [
+        fact[word]
+        for fact in asked
+        if (fact["who"], fact["verb"]) == (who, BASES[base]) and thing in (None, fact["thing"])
+    ]
+
+
+def test_the_facts_of_a_passage_give_the_answer_and_no_other():
+    asked = toy.questions(3_000, seed=5)
+    for question in asked:
+        found = answers(question.passage, question.question)
+        assert found in ([[question.answer]] if question.answer else [[], [None]])
+
+
+def test_a_quarter_of_the_questions_has_no_answer_though_its_words_are_in_the_passage():
+    asked = toy.questions(2_000, seed=5)
+    unanswerable = [question for question in asked if question.answer is None]
+    assert len(unanswerable) == 500
+    for passage, question, _ in unanswerable:
+        named = [BASES.get(word, word) for word in question.split() if BASES.get(word, word) in passage.split()]
+        assert len({*named} - {"the"}) >= 2
+    kinds = Counter(question.question.split()[0] for question in unanswerable)
+    assert min(kinds[word] for word in ("who", "what", "where", "when")) > 80
+
+
+def test_the_sentences_beside_the_answer_are_like_it():
+    for passage, *_ in toy.questions(500, seed=5):
+        facts = [FACT.fullmatch(sentence).groupdict() for sentence in passage.removesuffix(" .").split(" . ")]
+        assert len({fact["who"] for fact in facts}) == len({fact["thing"] for fact in facts}) == 4
+        assert len({fact["verb"] for fact in facts}) > 1
+
+
+@pytest.mark.parametrize("corpus", [toy.translation, toy.summaries, toy.questions])
+def test_a_corpus_has_no_text_twice_and_the_same_seed_gives_the_same(corpus):
+    texts = corpus(3_000, seed=7)
+    assert texts == corpus(3_000, seed=7) != corpus(3_000, seed=8)
+    assert len({text[:2] if corpus is toy.questions else text.source for text in texts}) == 3_000
+    assert corpus(0) == []
+
+
+@pytest.mark.parametrize("corpus", [toy.translation, toy.summaries, toy.questions])
+@pytest.mark.parametrize("n", [-1, 100_001])
+def test_a_corpus_of_impossible_size_is_refused(corpus, n):
+    with pytest.raises(ValueError, match=rf"n={n}; choose 0 to 100,000"):
+        corpus(n)

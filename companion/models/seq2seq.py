@@ -1,4 +1,4 @@
-"""Models: the classifiers, of texts and of tokens, and the sequence-to-sequence model."""
+"""The sequence-to-sequence model: encoder, decoder, and how it writes."""
 
 import math
 from typing import Any
@@ -11,122 +11,10 @@ from torch import Tensor, nn
 from companion.attention import causal_mask, padding_mask
 from companion.cache import KeyValueCache
 from companion.checks import check_ids
-from companion.configs import ClassifierConfig, Seq2SeqConfig, TokenClassifierConfig
+from companion.configs import Seq2SeqConfig
 from companion.decoding import beam_search, greedy_search
-from companion.layers import Encoder, EncoderDecoder
-from companion.positions import LearnedPositionalEmbedding, RotaryEmbedding, SinusoidalPositionalEncoding, alibi_bias
-
-
-def drop_words(input_ids: Tensor, probability: float, replacement: int, pad_id: int) -> Tensor:
-    """Put ``replacement`` in the place of each token with a probability; padding stays."""
-    dropped = torch.rand(input_ids.shape, device=input_ids.device) < probability
-    return input_ids.masked_fill(dropped & (input_ids != pad_id), replacement)
-
-
-class _Classifier(nn.Module):
-    """What the classifiers have in common: embedding, positions, encoder, a map to the logits."""
-
-    def __init__(self, config: ClassifierConfig, num_logits: int) -> None:
-        super().__init__()
-        self.config = config
-        std = 1.0 if config.positions == "sinusoidal" else 0.02  # as large as what is added to it
-        self.embedding = _make_embedding(config.num_embeddings, config, std)
-        self.positions = _make_positions(config)
-        self.dropout = nn.Dropout(config.embedding_dropout)
-        self.encoder = Encoder(
-            config.num_layers,
-            config.d_model,
-            config.num_heads,
-            config.d_ff,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            norm_first=config.norm_first,
-            activation=config.activation,
-            rotary=_make_rotary(config),
-        )
-        self.output = nn.Linear(config.d_model, num_logits)
-
-    def _check(self, input_ids: Tensor) -> None:
-        check_ids("input_ids", input_ids, self.embedding.weight, self.config.max_length)
-
-    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        x = _add_positions(self._embed(input_ids), self.positions)
-        return self.encoder(self.dropout(x), mask, bias=_make_bias(self.config, x.size(1), x.size(1), x.device))
-
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        if self.training and self.config.word_dropout > 0:
-            input_ids = drop_words(input_ids, self.config.word_dropout, self.config.unknown_id, self.config.pad_id)
-        return self.embedding(input_ids)
-
-
-class TextClassifier(_Classifier):
-    """Embedding, positions, encoder, the mean over the tokens, one logit.
-
-    Args:
-        config: Its shape.
-
-    Example:
-        >>> model = TextClassifier(ClassifierConfig(vocab_size=100))
-        >>> model(torch.tensor([[5, 6, 7], [8, 0, 0]])).shape
-        torch.Size([2])
-    """
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__(config, num_logits=1)
-
-    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
-        """Return the logit of the positive class; padding does not change it.
-
-        Args:
-            input_ids: Token ids, ``(batch, length)``, padded with ``config.pad_id``.
-
-        Returns:
-            Logits, ``(batch,)``; their sigmoid is the probability of label 1.
-
-        Raises:
-            TypeError: If the input is not of an integer dtype.
-            ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
-        """
-        self._check(input_ids)
-        mask = padding_mask(input_ids, self.config.pad_id)
-        return self.output(masked_mean(self._encode(input_ids, mask), mask[:, 0, 0])).squeeze(-1)
-
-
-class TokenClassifier(_Classifier):
-    """Embedding, positions, encoder, logits for each token; where causal, a language model.
-
-    Args:
-        config: Its shape.
-
-    Example:
-        >>> model = TokenClassifier(TokenClassifierConfig(vocab_size=12, num_labels=12, causal=True)).eval()
-        >>> ids = torch.tensor([[5, 6, 7]])
-        >>> torch.allclose(model(ids)[:, :2], model(ids[:, :2]), atol=1e-6)  # the last token changes nothing before it
-        True
-    """
-
-    def __init__(self, config: TokenClassifierConfig) -> None:
-        super().__init__(config, config.num_labels)
-        self.causal = config.causal
-
-    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length labels"]:
-        """Return the logits of each token's label; padding does not change those of the tokens.
-
-        Args:
-            input_ids: Token ids, ``(batch, length)``, padded with ``config.pad_id``.
-
-        Returns:
-            Logits, ``(batch, length, num_labels)``.
-
-        Raises:
-            TypeError: If the input is not of an integer dtype.
-            ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
-        """
-        self._check(input_ids)
-        mask = padding_mask(input_ids, self.config.pad_id)
-        if self.causal:
-            mask = mask & causal_mask(input_ids.size(1), device=input_ids.device)
-        return self.output(self._encode(input_ids, mask))
+from companion.layers import EncoderDecoder
+from companion.models.inputs import add_positions, make_bias, make_embedding, make_positions, make_rotary
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -147,10 +35,10 @@ class Seq2SeqTransformer(nn.Module):
         super().__init__()
         self.config = config
         std = config.d_model**-0.5  # of unit variance after the product with sqrt(d_model)
-        self.target_embedding = _make_embedding(config.target_vocab_size, config, std)
+        self.target_embedding = make_embedding(config.target_vocab_size, config, std)
         shared = config.share_embeddings
-        self.source_embedding = None if shared else _make_embedding(config.source_vocab_size, config, std)
-        self.source_positions, self.target_positions = _make_positions(config), _make_positions(config)
+        self.source_embedding = None if shared else make_embedding(config.source_vocab_size, config, std)
+        self.source_positions, self.target_positions = make_positions(config), make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = EncoderDecoder(
             config.num_layers,
@@ -164,7 +52,7 @@ class Seq2SeqTransformer(nn.Module):
             activation=config.activation,
             head_dim=config.head_dim,
             num_kv_heads=config.num_kv_heads,
-            rotary=_make_rotary(config, config.head_dim),
+            rotary=make_rotary(config, config.head_dim),
         )
         self.output = None if config.tie_output else nn.Linear(config.d_model, config.target_vocab_size, bias=False)
 
@@ -281,7 +169,7 @@ class Seq2SeqTransformer(nn.Module):
         check_ids("source_ids", source_ids, embedding.weight, self.config.max_length)
         x = self._embed(source_ids, embedding, self.source_positions, 0)
         mask = padding_mask(source_ids, self.config.pad_id)
-        bias = _make_bias(self.config, x.size(1), x.size(1), x.device)
+        bias = make_bias(self.config, x.size(1), x.size(1), x.device)
         return self.transformer.encoder(x, mask, bias=bias), mask
 
     def _decode(self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: KeyValueCache | None) -> Tensor:
@@ -292,50 +180,12 @@ class Seq2SeqTransformer(nn.Module):
         x = self._embed(target_ids, self.target_embedding, self.target_positions, offset)
         # The last token may attend to all before it: a step with a cache needs no mask.
         mask = causal_mask(length, device=x.device)[offset:] if x.size(1) > 1 else None
-        bias = _make_bias(self.config, x.size(1), length, x.device)
+        bias = make_bias(self.config, x.size(1), length, x.device)
         return self.transformer.decoder(x, memory, mask, memory_mask, bias=bias, cache=cache)
 
     def _embed(self, ids: Tensor, embedding: nn.Embedding, positions: nn.Module | None, offset: int) -> Tensor:
         x = embedding(ids) * math.sqrt(self.config.d_model)
-        return self.dropout(_add_positions(x, positions, offset))
+        return self.dropout(add_positions(x, positions, offset))
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(x, self.target_embedding.weight) if self.output is None else self.output(x)
-
-
-def _make_embedding(vocab_size: int, config: ClassifierConfig | Seq2SeqConfig, std: float) -> nn.Embedding:
-    """Make normal vectors of this deviation; padding's is 0."""
-    embedding = nn.Embedding(vocab_size, config.d_model, padding_idx=config.pad_id)
-    nn.init.normal_(embedding.weight, std=std)
-    nn.init.zeros_(embedding.weight[config.pad_id])
-    return embedding
-
-
-def _make_positions(config: ClassifierConfig | Seq2SeqConfig) -> nn.Module | None:
-    if config.positions == "sinusoidal":
-        return SinusoidalPositionalEncoding(config.max_length, config.d_model)
-    if config.positions == "learned":
-        return LearnedPositionalEmbedding(config.max_length, config.d_model)
-    return None
-
-
-def _add_positions(x: Tensor, positions: nn.Module | None, offset: int = 0) -> Tensor:
-    return x if positions is None else positions(x, offset)
-
-
-def _make_rotary(config: ClassifierConfig | Seq2SeqConfig, head_dim: int | None = None) -> nn.Module | None:
-    return RotaryEmbedding(head_dim or config.d_model // config.num_heads) if config.positions == "rotary" else None
-
-
-def _make_bias(
-    config: ClassifierConfig | Seq2SeqConfig, query_length: int, key_length: int, device: torch.device
-) -> Tensor | None:
-    if config.positions != "alibi":
-        return None
-    return alibi_bias(config.num_heads, query_length, key_length, device=device)
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Average over the positions where ``mask``; zeros where there is none."""
-    weights = mask.unsqueeze(-1).to(x.dtype)
-    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

@@ -1,0 +1,122 @@
+"""Short passages with questions, most of which they answer."""
+
+import random
+from typing import NamedTuple
+
+_PEOPLE = ("anna", "bruno", "cora", "david", "elsa", "frank", "gina", "henry")
+_VERBS = {"bought": "buy", "sold": "sell", "found": "find", "lost": "lose", "painted": "paint", "hid": "hide"}
+_ADJECTIVES = ("red", "old", "small", "broken", "golden", "heavy")
+_THINGS = ("bicycle", "clock", "chair", "guitar", "lamp", "suitcase", "mirror", "violin")
+_PLACES = ("the old harbour", "the market hall", "the lake", "the railway station", "the school", "the empty house")
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday")
+_PARTS = ("morning", "evening")
+_ASKED = {
+    "who": "who {verb} the {thing} ?",
+    "what": "what did {who} {base} ?",
+    "where": "where did {who} {base} the {thing} ?",
+    "when": "when did {who} {base} the {thing} ?",
+}
+_NAMED = {
+    "who": ("verb", "thing"),
+    "what": ("who", "verb"),
+    "where": ("who", "verb", "thing"),
+    "when": ("who", "verb", "thing"),
+}
+
+
+class Question(NamedTuple):
+    """A passage, a question, and where the passage answers it.
+
+    Attributes:
+        passage: Its tokens, with spaces between them.
+        question: Those of the question.
+        span: The first and the last token of the answer, counted from 0 in the passage; ``None`` if it has none.
+
+    Example:
+        >>> toy.Question("anna sold a clock on monday .", "what did anna sell ?", span=(2, 3)).answer
+        'a clock'
+    """
+
+    passage: str
+    question: str
+    span: tuple[int, int] | None
+
+    @property
+    def answer(self) -> str | None:
+        """The tokens of the answer; ``None`` if the passage has none."""
+        if self.span is None:
+            return None
+        start, end = self.span
+        return " ".join(self.passage.split()[start : end + 1])
+
+
+def questions(n: int, seed: int = 0) -> list[Question]:
+    """Write ``n`` passages of four sentences, each with a question: who, what, where or when.
+
+    The sentences are alike: who did what, sometimes where, sometimes when. All but the one that answers distract.
+    A quarter of the questions has no answer: one of the words that such a question names comes from another sentence
+    than the rest, or the sentence does not say where, or when.
+
+    Args:
+        n: Number of questions, at most 100,000.
+        seed: Same seed, same questions.
+
+    Returns:
+        ``n`` questions, no two alike with their passages.
+
+    Raises:
+        ValueError: If ``n`` is negative or past 100,000.
+
+    Example:
+        >>> asked = toy.questions(400, seed=1)
+        >>> sum(question.answer is None for question in asked)
+        100
+    """
+    if not 0 <= n <= 100_000:
+        raise ValueError(f"n={n}; choose 0 to 100,000 questions")
+    rng = random.Random(seed)
+    written: dict[tuple[str, str], tuple[int, int] | None] = {}
+    while len(written) < n:
+        passage, question, span = _write_question(rng, answerable=len(written) % 4 != 0)
+        written[passage, question] = span
+    asked = [Question(*texts, span) for texts, span in written.items()]
+    rng.shuffle(asked)
+    return asked
+
+
+def _write_question(rng: random.Random, *, answerable: bool) -> tuple[str, str, tuple[int, int] | None]:
+    verbs = rng.sample([*_VERBS], 3)
+    facts = [
+        {"who": who, "verb": rng.choice(verbs), "thing": thing}
+        for who, thing in zip(rng.sample(_PEOPLE, 4), rng.sample(_THINGS, 4), strict=True)
+    ]
+    tokens: list[str] = []
+    spans: list[dict[str, tuple[int, int]]] = []
+    for fact in facts:
+        spans.append({})
+        for slot, text in _tell(**fact, rng=rng):
+            words = text.split()
+            spans[-1][slot] = len(tokens), len(tokens) + len(words) - 1
+            tokens += words
+    word, number = rng.choice([*_ASKED]), rng.randrange(len(facts))
+    asked, span = facts[number], spans[number].get(word)
+    others = [fact for fact in facts if fact["verb"] != asked["verb"]]
+    if (answerable and span is None) or not others:
+        return _write_question(rng, answerable=answerable)
+    if not answerable and span is not None:
+        slot = rng.choice(_NAMED[word])
+        asked, span = {**asked, slot: rng.choice(others)[slot]}, None
+    return " ".join(tokens), _ASKED[word].format(**asked, base=_VERBS[asked["verb"]]), span
+
+
+def _tell(who: str, verb: str, thing: str, *, rng: random.Random) -> list[tuple[str, str]]:
+    """Write a sentence in pieces, each with the question that it answers, or with none."""
+    adjective = rng.choice(_ADJECTIVES)
+    article = "an" if adjective[0] in "aeiou" else "a"
+    told = [("who", who), ("", verb), ("what", f"{article} {adjective} {thing}")]
+    if rng.random() < 0.75:
+        told += [("", "at"), ("where", rng.choice(_PLACES))]
+    if rng.random() < 0.75:
+        when = [("", "on"), ("when", f"{rng.choice(_DAYS)} {rng.choice(_PARTS)}")]
+        told = [*when, *told] if rng.random() < 0.5 else [*told, *when]
+    return [*told, ("", ".")]
