@@ -54,6 +54,7 @@ from .distillation import stack_decisions as stack_decisions
 from .exercises import check_albert_parameters as check_albert_parameters
 from .exercises import check_alibi as check_alibi
 from .exercises import check_attention as check_attention
+from .exercises import check_best_span as check_best_span
 from .exercises import check_calibration_error as check_calibration_error
 from .exercises import check_causal_mask as check_causal_mask
 from .exercises import check_deletion as check_deletion
@@ -78,6 +79,7 @@ from .exercises import check_softmax as check_softmax
 from .exercises import check_softmax_gradient as check_softmax_gradient
 from .exercises import check_split_heads as check_split_heads
 from .exercises import check_teacher_forcing as check_teacher_forcing
+from .exercises import check_token_f1 as check_token_f1
 from .feed_forward import FeedForward as FeedForward
 from .imdb import Review as Review
 from .imdb import hold_out as hold_out

@@ -18,6 +18,7 @@ from companion.exercises import (
     check_albert_parameters,
     check_alibi,
     check_attention,
+    check_best_span,
     check_calibration_error,
     check_causal_mask,
     check_deletion,
@@ -42,6 +43,7 @@ from companion.exercises import (
     check_softmax_gradient,
     check_split_heads,
     check_teacher_forcing,
+    check_token_f1,
     comparison,
 )
 
@@ -487,6 +489,45 @@ def masked_loss_by_hand(logits, labels):
     return -chosen[torch.arange(len(chosen)), labels[masked]].sum() / masked.sum()
 
 
+# Applications
+
+
+def token_f1(predicted, right, shared=lambda one, other: sum((Counter(one) & Counter(other)).values()), mean=None):
+    if not predicted or not right:
+        return float(predicted == right)
+    common = shared(predicted, right)
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(right)
+    return mean(precision, recall) if mean else 2 * precision * recall / (precision + recall)
+
+
+def token_f1_by_lists(predicted, right):
+    left, common = list(right), 0
+    for token in predicted:
+        if token in left:
+            left.remove(token)
+            common += 1
+    total = len(predicted) + len(right)
+    return np.float64(2 * common / total if total else 1.0)
+
+
+def best_span(start, end, first=1, more=0, none=True):
+    pairs = [(i, j) for i in range(first, len(start)) for j in range(i + more, len(end))] + [(0, 0)] * none
+    return max(pairs, key=lambda pair: start[pair[0]] + end[pair[1]])
+
+
+def best_span_in_tensors(start, end):
+    scores = (start[:, None] + end).triu()
+    scores[~torch.ones_like(scores, dtype=torch.bool).triu()] = -math.inf
+    scores[0, 1:] = -math.inf
+    return tuple(torch.stack(torch.unravel_index(scores.argmax(), scores.shape)))
+
+
+def ends_apart(start, end, change=lambda first, last: (first, last)):
+    return change(int(start.argmax()), int(end.argmax()))
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -554,6 +595,10 @@ RIGHT = [
     (check_masked_loss, masked_loss),
     (check_masked_loss, masked_loss_by_hand),
     (check_masked_loss, lambda logits, labels: masked_loss_by_hand(logits.float(), labels)),
+    (check_token_f1, token_f1),
+    (check_token_f1, token_f1_by_lists),
+    (check_best_span, best_span),
+    (check_best_span, best_span_in_tensors),
 ]
 
 
@@ -984,6 +1029,34 @@ MISTAKES = [
     ),
     (check_masked_loss, lambda x, y: masked_loss(x, y, lambda losses, masked: losses.sum() / 3), "number of texts"),
     (check_masked_loss, lambda x, y: -masked_loss(x, y), "sign is wrong"),
+    (check_token_f1, lambda predicted, right: float(predicted == right), "exact match"),
+    (check_token_f1, lambda p, r: token_f1(p, r, mean=lambda precision, recall: precision), "the precision alone"),
+    (check_token_f1, lambda p, r: token_f1(p, r, mean=lambda precision, recall: recall), "the recall alone"),
+    (check_token_f1, lambda p, r: token_f1(p, r, mean=lambda one, other: (one + other) / 2), "arithmetic mean"),
+    (
+        check_token_f1,
+        lambda p, r: sum((Counter(p) & Counter(r)).values()) / sum((Counter(p) | Counter(r)).values()),
+        "all tokens of either side",
+    ),
+    (check_token_f1, lambda p, r: token_f1([*{*p}], [*{*r}]), "twice are counted once"),
+    (
+        check_token_f1,
+        lambda p, r: token_f1(p, r, lambda one, other: sum(token in other for token in one)),
+        "more often than the other side has it",
+    ),
+    (check_token_f1, lambda p, r: token_f1(p, r) if p and r else 0.0, "Two empty answers"),
+    (check_token_f1, lambda p, r: token_f1(p, r) if p and r else 1.0, "Where only one side has an answer"),
+    (check_token_f1, lambda p, r: token_f1(p, r) or float(bool(p) and bool(r)), "share no token"),
+    (check_best_span, ends_apart, "each by itself"),
+    (check_best_span, lambda s, e: ends_apart(s, e, lambda first, last: sorted((first, last))), "are exchanged where"),
+    (
+        check_best_span,
+        lambda s, e: (int(s.argmax()), int(s.argmax()) + int(e[s.argmax() :].argmax())),
+        "best start is kept",
+    ),
+    (check_best_span, lambda s, e: best_span(s, e, more=1), "at least two tokens"),
+    (check_best_span, lambda s, e: best_span(s, e, first=0), "begins at position 0"),
+    (check_best_span, lambda s, e: best_span(s, e, none=False), "always an answer"),
 ]
 
 
@@ -1034,7 +1107,7 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    chapters = ("albert", "attention", "background", "imdb", "layers", "positions")
+    chapters = ("albert", "applications", "attention", "background", "imdb", "layers", "positions")
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls

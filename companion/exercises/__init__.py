@@ -9,6 +9,8 @@ from companion.exercises.albert import check_albert_parameters as check_albert_p
 from companion.exercises.albert import check_masked_loss as check_masked_loss
 from companion.exercises.albert import check_ngram_lengths as check_ngram_lengths
 from companion.exercises.albert import check_sentence_order as check_sentence_order
+from companion.exercises.applications import check_best_span as check_best_span
+from companion.exercises.applications import check_token_f1 as check_token_f1
 from companion.exercises.attention import check_attention as check_attention
 from companion.exercises.attention import check_causal_mask as check_causal_mask
 from companion.exercises.attention import check_multi_head_attention as check_multi_head_attention

@@ -118,5 +118,5 @@ def _tell(who: str, verb: str, thing: str, *, rng: random.Random) -> list[tuple[
         told += [("", "at"), ("where", rng.choice(_PLACES))]
     if rng.random() < 0.75:
         when = [("", "on"), ("when", f"{rng.choice(_DAYS)} {rng.choice(_PARTS)}")]
-        told = [*when, *told] if rng.random() < 0.5 else [*told, *when]
+        told = [*told, *when]
     return [*told, ("", ".")]
