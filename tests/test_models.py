@@ -1292,6 +1292,14 @@ def test_extraction_takes_the_best_pair_of_ends_whatever_the_padding(question, t
     assert model.extract(ask(question, text), max_length=1).tolist() == [list(short)]
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_fresh_embeddings_of_a_span_extractor_have_variance_one_and_that_of_padding_is_zero(positions):
+    config = vars(make_config(vocab_size=2_000, positions=positions))
+    weight = SpanExtractor(SpanConfig(**config)).embedding.weight.detach()
+    assert weight[PAD].eq(0).all()
+    assert weight[PAD + 1 :].std().item() == pytest.approx(1, abs=5 / math.sqrt(2 * weight.numel()))
+
+
 def test_extraction_takes_no_gradient():
     assert not make_span_extractor().extract(ask([7], [8])).requires_grad
 

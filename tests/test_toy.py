@@ -355,10 +355,10 @@ def test_an_event_stands_anywhere_in_its_report():
 
 
 FACT = re.compile(
-    r"(?:on (?P<first>\w+ \w+) )?(?P<who>\w+) (?P<verb>\w+) (?P<what>an? \w+ (?P<thing>\w+))"
-    r"(?: at (?P<where>the \w+(?: (?!on )\w+)?))?(?: on (?P<last>\w+ \w+))?"
+    r"(?P<who>\w+) (?P<verb>\w+) (?P<what>an? \w+ (?P<thing>\w+))"
+    r"(?: at (?P<where>the \w+(?: (?!on )\w+)?))?(?: on (?P<when>\w+))?"
 )
-BASES = {"buy": "bought", "sell": "sold", "find": "found", "lose": "lost", "paint": "painted", "hide": "hid"}
+BASES = {"buy": "bought", "sell": "sold", "paint": "painted", "hide": "hid"}
 
 
 def answers(passage: str, question: str) -> list[str | None]:
@@ -367,10 +367,9 @@ def answers(passage: str, question: str) -> list[str | None]:
     if match := re.fullmatch(r"who (\w+) the (\w+) \?", question):
         return [fact["who"] for fact in facts if (fact["verb"], fact["thing"]) == match.groups()]
     word, who, base, thing = re.fullmatch(r"(what|where|when) did (\w+) (\w+)(?: the (\w+))? \?", question).groups()
-    asked = [fact | {"when": fact["first"] or fact["last"]} for fact in facts]
     return [
         fact[word]
-        for fact in asked
+        for fact in facts
         if (fact["who"], fact["verb"]) == (who, BASES[base]) and thing in (None, fact["thing"])
     ]
 
@@ -382,22 +381,32 @@ def test_the_facts_of_a_passage_give_the_answer_and_no_other():
         assert found in ([[question.answer]] if question.answer else [[], [None]])
 
 
-def test_a_quarter_of_the_questions_has_no_answer_though_its_words_are_in_the_passage():
+def test_a_quarter_of_the_questions_has_no_answer_for_want_of_the_fact_or_of_a_part_of_it():
     asked = toy.questions(2_000, seed=5)
     unanswerable = [question for question in asked if question.answer is None]
     assert len(unanswerable) == 500
+    untold, kinds = 0, Counter()
     for passage, question, _ in unanswerable:
-        named = [BASES.get(word, word) for word in question.split() if BASES.get(word, word) in passage.split()]
-        assert len({*named} - {"the"}) >= 2
-    kinds = Counter(question.question.split()[0] for question in unanswerable)
+        kinds[question.split()[0]] += 1
+        untold += answers(passage, question) == []
+        if question.startswith(("where", "when")):
+            assert answers(passage, question) in ([], [None])
     assert min(kinds[word] for word in ("who", "what", "where", "when")) > 80
+    assert 200 < untold < 450
+
+
+def test_what_is_not_told_of_is_named_nowhere():
+    for passage, question, span in toy.questions(2_000, seed=5):
+        if span is None and answers(passage, question) == []:
+            words = question.split()
+            named = {words[3]} if words[0] == "who" else {words[2], *words[5:6]}
+            assert not named & {*passage.split()}
 
 
 def test_the_sentences_beside_the_answer_are_like_it():
     for passage, *_ in toy.questions(500, seed=5):
         facts = [FACT.fullmatch(sentence).groupdict() for sentence in passage.removesuffix(" .").split(" . ")]
-        assert len({fact["who"] for fact in facts}) == len({fact["thing"] for fact in facts}) == 4
-        assert len({fact["verb"] for fact in facts}) > 1
+        assert len({fact["who"] for fact in facts}) == len({fact["thing"] for fact in facts}) == len(facts) > 1
 
 
 @pytest.mark.parametrize("corpus", [toy.translation, toy.summaries, toy.questions])

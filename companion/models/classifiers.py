@@ -25,10 +25,11 @@ from companion.models.inputs import (
 class _Classifier(nn.Module):
     """What the classifiers have in common: embedding, positions, encoder, a map to the logits."""
 
-    def __init__(self, config: ClassifierConfig, num_logits: int) -> None:
+    def __init__(self, config: ClassifierConfig, num_logits: int, *, embedding_std: float | None = None) -> None:
         super().__init__()
         self.config = config
-        std = 1.0 if config.positions == "sinusoidal" else 0.02  # as large as what is added to it
+        as_positions = 1.0 if config.positions == "sinusoidal" else 0.02  # as large as what is added to it
+        std = as_positions if embedding_std is None else embedding_std
         self.embedding = make_embedding(config.num_embeddings, config, std)
         self.positions = make_positions(config)
         self.dropout = nn.Dropout(config.embedding_dropout)
@@ -151,7 +152,8 @@ class SpanExtractor(_Classifier):
     """Embedding, positions, encoder, and two logits for each token: that an answer begins there, that it ends there.
 
     The input is a first token, the question, a separator, the text: ``[CLS] question [SEP] text``. The first token
-    stands for "no answer" (Devlin et al., 2019, section 4.3, arXiv:1810.04805).
+    stands for "no answer" (Devlin et al., 2019, section 4.3, arXiv:1810.04805). Fresh embeddings have variance 1: which
+    words question and text have in common must not drown in what the layers add.
 
     Args:
         config: Its shape.
@@ -164,7 +166,7 @@ class SpanExtractor(_Classifier):
     """
 
     def __init__(self, config: SpanConfig) -> None:
-        super().__init__(config, num_logits=2)
+        super().__init__(config, num_logits=2, embedding_std=1.0)
         self.separator_id = config.separator_id
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> SpanOutput:
