@@ -26,6 +26,7 @@ from companion.exercises import (
     check_learning_rate,
     check_log_count_ratio,
     check_masked_loss,
+    check_masked_softmax,
     check_mean_loss,
     check_mean_pooling,
     check_multi_head_attention,
@@ -487,6 +488,35 @@ def masked_loss_by_hand(logits, labels):
     return -chosen[torch.arange(len(chosen)), labels[masked]].sum() / masked.sum()
 
 
+# Questions
+
+
+def masked_softmax(scores, mask):
+    return scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def masked_softmax_by_exponentials(scores, mask):
+    exponentials = (scores - scores.amax(-1, keepdim=True)).exp() * mask
+    return exponentials / exponentials.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def masked_softmax_by_rows(scores, mask):
+    rows = torch.zeros_like(scores)
+    for index in mask.any(-1).nonzero().tolist():
+        allowed = mask[tuple(index)]
+        rows[(*index, allowed)] = scores[(*index, allowed)].softmax(-1)
+    return rows
+
+
+def masked_softmax_in_place(scores, mask):
+    return scores.masked_fill_(mask.logical_not_(), -1e9).softmax(-1).masked_fill(mask, 0.0)
+
+
+def masked_softmax_by_addition(scores, mask, mend=lambda weights, mask: weights.nan_to_num(0.0)):
+    bias = torch.zeros_like(scores).masked_fill(~mask, -math.inf)
+    return mend((scores + bias).softmax(-1), mask)
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -554,6 +584,10 @@ RIGHT = [
     (check_masked_loss, masked_loss),
     (check_masked_loss, masked_loss_by_hand),
     (check_masked_loss, lambda logits, labels: masked_loss_by_hand(logits.float(), labels)),
+    (check_masked_softmax, masked_softmax),
+    (check_masked_softmax, masked_softmax_by_exponentials),
+    (check_masked_softmax, masked_softmax_by_rows),
+    (check_masked_softmax, masked_softmax_in_place),
 ]
 
 
@@ -984,6 +1018,21 @@ MISTAKES = [
     ),
     (check_masked_loss, lambda x, y: masked_loss(x, y, lambda losses, masked: losses.sum() / 3), "number of texts"),
     (check_masked_loss, lambda x, y: -masked_loss(x, y), "sign is wrong"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(mask, -math.inf).softmax(-1), "mask is inverted"),
+    (check_masked_softmax, lambda s, mask: s.softmax(-1), "mask is ignored"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(~mask, -math.inf).softmax(-1), "nowhere gets NaN"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(~mask, -1e9).softmax(-1), "gets equal weights"),
+    (check_masked_softmax, lambda s, mask: (s - 1e4 * ~mask).softmax(-1), "attends as without a mask"),
+    (check_masked_softmax, lambda s, mask: s.softmax(-1) * mask, "applied after the softmax"),
+    (check_masked_softmax, lambda s, mask: (s * mask).softmax(-1), "multiplied by the mask"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(~mask, -math.inf).softmax(-2), "over the queries"),
+    (check_masked_softmax, masked_softmax_by_addition, "nowhere is NaN, for its softmax is"),
+    (
+        check_masked_softmax,
+        lambda s, mask: masked_softmax_by_addition(s, mask, lambda w, m: torch.where(m, w, 0.0)),
+        "nowhere is NaN, for its softmax is",
+    ),
+    (check_masked_softmax, lambda s, mask: masked_softmax(s.detach(), mask), "carry no gradient"),
 ]
 
 
@@ -1034,7 +1083,7 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    chapters = ("albert", "attention", "background", "imdb", "layers", "positions")
+    chapters = ("albert", "attention", "background", "faq", "imdb", "layers", "positions")
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
@@ -1186,6 +1235,11 @@ def test_of_two_mistakes_the_first_is_named(check, wrong, first):
             lambda ids: (ids[:, :-1].float(), ids[:, 1:]),
             "f returned torch.float32 for the decoder input; expected torch.int64.",
         ),
+        (
+            check_masked_softmax,
+            lambda s, mask: masked_softmax(s, mask)[0],
+            "f returned shape (3, 4) for the weights; expected (2, 3, 4).",
+        ),
     ],
 )
 def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, sentence):
@@ -1255,6 +1309,11 @@ def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, se
             lambda model, ids: deletion(model, ids) * torch.tensor([1, 1, 1, 2, 1]),
             "f returned 0.5081 for the effects at [3], the first entry that differs; expected ",
         ),
+        (
+            check_masked_softmax,
+            lambda s, mask: masked_softmax(s, mask) + (s - s.detach()),
+            "for the gradient of the scores at [0, 0, 0], the first entry that differs; expected ",
+        ),
     ],
 )
 def test_an_unknown_mistake_is_shown_where_it_begins(check, wrong, sentence):
@@ -1283,6 +1342,7 @@ def test_a_small_difference_is_shown_with_more_digits():
         (check_deletion, deletion, 5e-7, 2e-6),
         (check_ngram_lengths, ngram_lengths, 5e-7, 2e-6),
         (check_masked_loss, masked_loss, 5e-7, 2e-6),
+        (check_masked_softmax, masked_softmax, 5e-10, 2e-9),
     ],
 )
 def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):
