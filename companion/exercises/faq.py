@@ -67,8 +67,8 @@ gives: set them to 0.
         _gradient(weights, attempt, upstream),
         right * (upstream - (right * upstream).sum(-1, keepdim=True)),
         {
-            "The weights are right, but the gradient of a row that may attend nowhere is NaN, for its softmax is: mend "
-            "the scores before the softmax, not the weights after it.": (
+            "The weights are right, but the gradient of a row that may attend nowhere is NaN, for its softmax is: fill "
+            "the scores where the mask is False instead of adding -inf, so that no gradient passes there.": (
                 torch.zeros_like(scores).masked_fill(nowhere, math.nan)
                 + right * (upstream - (right * upstream).sum(-1, keepdim=True))
             ),
