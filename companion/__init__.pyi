@@ -63,6 +63,7 @@ from .exercises import check_layer_norm as check_layer_norm
 from .exercises import check_learning_rate as check_learning_rate
 from .exercises import check_log_count_ratio as check_log_count_ratio
 from .exercises import check_masked_loss as check_masked_loss
+from .exercises import check_masked_softmax as check_masked_softmax
 from .exercises import check_mean_loss as check_mean_loss
 from .exercises import check_mean_pooling as check_mean_pooling
 from .exercises import check_multi_head_attention as check_multi_head_attention

@@ -27,6 +27,7 @@ from companion.exercises import (
     check_learning_rate,
     check_log_count_ratio,
     check_masked_loss,
+    check_masked_softmax,
     check_mean_loss,
     check_mean_pooling,
     check_multi_head_attention,
@@ -528,6 +529,35 @@ def ends_apart(start, end, change=lambda first, last: (first, last)):
     return change(int(start.argmax()), int(end.argmax()))
 
 
+# Questions
+
+
+def masked_softmax(scores, mask):
+    return scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def masked_softmax_by_exponentials(scores, mask):
+    exponentials = (scores - scores.amax(-1, keepdim=True)).exp() * mask
+    return exponentials / exponentials.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def masked_softmax_by_rows(scores, mask):
+    rows = torch.zeros_like(scores)
+    for index in mask.any(-1).nonzero().tolist():
+        allowed = mask[tuple(index)]
+        rows[(*index, allowed)] = scores[(*index, allowed)].softmax(-1)
+    return rows
+
+
+def masked_softmax_in_place(scores, mask):
+    return scores.masked_fill_(mask.logical_not_(), -1e9).softmax(-1).masked_fill(mask, 0.0)
+
+
+def masked_softmax_by_addition(scores, mask, mend=lambda weights, mask: weights.nan_to_num(0.0)):
+    bias = torch.zeros_like(scores).masked_fill(~mask, -math.inf)
+    return mend((scores + bias).softmax(-1), mask)
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -599,6 +629,10 @@ RIGHT = [
     (check_token_f1, token_f1_by_lists),
     (check_best_span, best_span),
     (check_best_span, best_span_in_tensors),
+    (check_masked_softmax, masked_softmax),
+    (check_masked_softmax, masked_softmax_by_exponentials),
+    (check_masked_softmax, masked_softmax_by_rows),
+    (check_masked_softmax, masked_softmax_in_place),
 ]
 
 
@@ -1057,6 +1091,21 @@ MISTAKES = [
     (check_best_span, lambda s, e: best_span(s, e, more=1), "at least two tokens"),
     (check_best_span, lambda s, e: best_span(s, e, first=0), "begins at position 0"),
     (check_best_span, lambda s, e: best_span(s, e, none=False), "always an answer"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(mask, -math.inf).softmax(-1), "mask is inverted"),
+    (check_masked_softmax, lambda s, mask: s.softmax(-1), "mask is ignored"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(~mask, -math.inf).softmax(-1), "nowhere gets NaN"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(~mask, -1e9).softmax(-1), "gets equal weights"),
+    (check_masked_softmax, lambda s, mask: (s - 1e4 * ~mask).softmax(-1), "attends as without a mask"),
+    (check_masked_softmax, lambda s, mask: s.softmax(-1) * mask, "applied after the softmax"),
+    (check_masked_softmax, lambda s, mask: (s * mask).softmax(-1), "multiplied by the mask"),
+    (check_masked_softmax, lambda s, mask: s.masked_fill(~mask, -math.inf).softmax(-2), "over the queries"),
+    (check_masked_softmax, masked_softmax_by_addition, "nowhere is NaN, for its softmax is"),
+    (
+        check_masked_softmax,
+        lambda s, mask: masked_softmax_by_addition(s, mask, lambda w, m: torch.where(m, w, 0.0)),
+        "nowhere is NaN, for its softmax is",
+    ),
+    (check_masked_softmax, lambda s, mask: masked_softmax(s.detach(), mask), "carry no gradient"),
 ]
 
 
@@ -1107,7 +1156,7 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    chapters = ("albert", "applications", "attention", "background", "imdb", "layers", "positions")
+    chapters = ("albert", "applications", "attention", "background", "faq", "imdb", "layers", "positions")
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
@@ -1259,6 +1308,11 @@ def test_of_two_mistakes_the_first_is_named(check, wrong, first):
             lambda ids: (ids[:, :-1].float(), ids[:, 1:]),
             "f returned torch.float32 for the decoder input; expected torch.int64.",
         ),
+        (
+            check_masked_softmax,
+            lambda s, mask: masked_softmax(s, mask)[0],
+            "f returned shape (3, 4) for the weights; expected (2, 3, 4).",
+        ),
     ],
 )
 def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, sentence):
@@ -1328,6 +1382,11 @@ def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, se
             lambda model, ids: deletion(model, ids) * torch.tensor([1, 1, 1, 2, 1]),
             "f returned 0.5081 for the effects at [3], the first entry that differs; expected ",
         ),
+        (
+            check_masked_softmax,
+            lambda s, mask: masked_softmax(s, mask) + (s - s.detach()),
+            "for the gradient of the scores at [0, 0, 0], the first entry that differs; expected ",
+        ),
     ],
 )
 def test_an_unknown_mistake_is_shown_where_it_begins(check, wrong, sentence):
@@ -1356,6 +1415,7 @@ def test_a_small_difference_is_shown_with_more_digits():
         (check_deletion, deletion, 5e-7, 2e-6),
         (check_ngram_lengths, ngram_lengths, 5e-7, 2e-6),
         (check_masked_loss, masked_loss, 5e-7, 2e-6),
+        (check_masked_softmax, masked_softmax, 5e-10, 2e-9),
     ],
 )
 def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):
