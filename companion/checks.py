@@ -22,9 +22,15 @@ def check_like(name: str, x: Tensor, other: Tensor, owner: str) -> None:
         ValueError: If the device is.
     """
     check_device(name, x, other, owner)
-    cast = torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if x.dtype != other.dtype and not cast:
+    if x.dtype != other.dtype and not _is_cast(x):
         raise TypeError(f"{name} has dtype {x.dtype}; expected {other.dtype}, the {owner}'s")
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Tell whether autocast, which knows no meta device, casts what comes in."""
+    device = x.device.type
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return cast and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_floating(name: str, x: Tensor) -> None:

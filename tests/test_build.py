@@ -1,5 +1,7 @@
 """The two commands that run chapters, `make book` and `make notebooks`, on a book of two small pages."""
 
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).parents[1]
 
 
+TOOLS = ROOT / "book" / "_tools"
 ALT = {"image": {"alt": "A cat"}}
 
 
@@ -132,3 +135,41 @@ def test_notebooks_names_the_cell_that_fails_and_leaves_the_notebook_as_it_was(b
     assert "book/chapter.ipynb: cell 2" in failed.stderr
     assert "a mistake" in failed.stderr
     assert path.read_bytes() == before
+
+
+@pytest.fixture
+def glance():
+    spec = importlib.util.spec_from_file_location("results_at_a_glance", TOOLS / "results_at_a_glance.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_first_page_shows_six_to_eight_results_and_types_none():
+    page = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    section = page.split("## Results at a glance")[1].split("\n## ")[0]
+    assert section.count("{{ results_at_a_glance }}") == 1
+    assert re.findall(r"\d+(?:\.\d+)? ?%|0\.\d+", section) == []
+
+
+def test_each_result_at_a_glance_is_that_of_its_records(glance):
+    results = glance.headlines()
+    assert 6 <= len(results) <= 8
+    for what, accuracy, page, records in results:
+        contents = [json.loads((ROOT / "companion" / "results" / f"{name}.json").read_text()) for name in records]
+        if records == ("positions",):
+            kind = "sinusoidal" if "sinusoids" in what else "none"
+            wanted = {"task": "reverse", "positions": kind, "length": 16}
+            figures = [row["accuracy"] for row in contents[0]["rows"] if wanted.items() <= row.items()]
+        else:
+            figures = [content["test"]["accuracy"] for content in contents]
+        assert accuracy == pytest.approx(sum(figures) / len(figures), abs=1e-12)
+        assert len(figures) == (3 if "3 seeds" in what else 1)
+        assert (ROOT / "book" / f"{page}.ipynb").exists()
+
+
+def test_the_table_at_a_glance_has_a_row_for_each_result(glance):
+    result = glance.Result("what came", 0.98765, "imdb", ("one", "two"))
+    assert glance.as_table([result]).splitlines()[2:] == [
+        "| what came | 98.8% | [imdb](imdb.ipynb) | `one`, `two` |",
+    ]

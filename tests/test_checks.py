@@ -74,3 +74,10 @@ def test_ids_of_any_length_up_to_the_longest_pass(dtype):
 def test_ids_that_do_not_fit_are_named(ids, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         check_ids("ids", ids, TABLE, 3)
+
+
+def test_tensors_of_shape_alone_pass_and_their_dtype_is_named():
+    meta = X.to("meta")
+    assert check_like("x", meta, TABLE.to("meta"), "module") is None
+    with pytest.raises(TypeError, match=r"^x has dtype torch.float64; expected torch.float32, the module's$"):
+        check_like("x", meta.double(), TABLE.to("meta"), "module")
