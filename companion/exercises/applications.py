@@ -9,7 +9,7 @@ from companion.exercises.comparison import as_number, as_pair, call, compare
 
 
 def check_token_f1(f: Callable[..., Any]) -> None:
-    """Check the F1 of an answer (Rajpurkar et al., 2016, section 6.1, arXiv:1606.05250): ``f(predicted, right) -> f1``.
+    """Check the F1 of an answer (Rajpurkar et al., 2016, arXiv:1606.05250): ``f(predicted, right) -> f1``.
 
     ``predicted`` and ``right`` are lists of tokens. Precision is the share of the predicted ones that are among the
     right ones, recall the share of the right ones that are among the predicted ones, a token as often as it occurs on
