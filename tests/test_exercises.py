@@ -34,6 +34,7 @@ from companion.exercises import (
     check_ngram_lengths,
     check_padding_mask,
     check_parameter_count,
+    check_permutation_gap,
     check_positions,
     check_post_norm,
     check_recurrence,
@@ -558,6 +559,29 @@ def masked_softmax_by_addition(scores, mask, mend=lambda weights, mask: weights.
     return mend((scores + bias).softmax(-1), mask)
 
 
+# Errata
+
+
+def permutation_gap(
+    layer,
+    x,
+    order,
+    permuted=lambda x, order: x[:, order],
+    output=lambda y, order: y[:, order],
+    reduce=lambda difference: difference.abs().max(),
+):
+    return reduce(layer(permuted(x, order)) - output(layer(x), order))
+
+
+def permutation_gap_undone(layer, x, order):
+    return float(np.abs((layer(x[:, order])[:, order.argsort()] - layer(x)).numpy()).max())
+
+
+def permutation_gap_by_position(layer, x, order):
+    permuted, output = layer(x.index_select(1, order)).unbind(1), layer(x).unbind(1)
+    return max((permuted[place] - output[source]).abs().max().item() for place, source in enumerate(order.tolist()))
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -633,6 +657,9 @@ RIGHT = [
     (check_masked_softmax, masked_softmax_by_exponentials),
     (check_masked_softmax, masked_softmax_by_rows),
     (check_masked_softmax, masked_softmax_in_place),
+    (check_permutation_gap, permutation_gap),
+    (check_permutation_gap, permutation_gap_undone),
+    (check_permutation_gap, permutation_gap_by_position),
 ]
 
 
@@ -662,6 +689,10 @@ def shown_in_calibration_error(**mistake):
 
 def shown_in_deletion(**mistake):
     return lambda model, input_ids: deletion(model, input_ids, **mistake)
+
+
+def shown_in_permutation_gap(**mistake):
+    return lambda layer, x, order: permutation_gap(layer, x, order, **mistake)
 
 
 def transposed_softmax_gradient(weights, upstream):
@@ -1106,6 +1137,32 @@ MISTAKES = [
         "nowhere is NaN, for its softmax is",
     ),
     (check_masked_softmax, lambda s, mask: masked_softmax(s.detach(), mask), "carry no gradient"),
+    (check_permutation_gap, shown_in_permutation_gap(output=lambda y, order: y), "output for x is not permuted"),
+    (check_permutation_gap, shown_in_permutation_gap(permuted=lambda x, order: x), "input is not permuted"),
+    (
+        check_permutation_gap,
+        lambda layer, x, order: (layer(x[:, order])[:, order.argsort()] - layer(x)[:, order]).abs().max(),
+        "back in order only on one side",
+    ),
+    (
+        check_permutation_gap,
+        shown_in_permutation_gap(output=lambda y, order: y[:, order.argsort()]),
+        "by the inverse of order",
+    ),
+    (
+        check_permutation_gap,
+        shown_in_permutation_gap(permuted=lambda x, order: x[order], output=lambda y, order: y[order]),
+        "texts are permuted",
+    ),
+    (
+        check_permutation_gap,
+        shown_in_permutation_gap(permuted=lambda x, order: x[..., order], output=lambda y, order: y[..., order]),
+        "features are permuted",
+    ),
+    (check_permutation_gap, shown_in_permutation_gap(reduce=torch.max), "differences keep their signs"),
+    (check_permutation_gap, shown_in_permutation_gap(reduce=lambda d: d.abs().mean()), "mean difference is returned"),
+    (check_permutation_gap, shown_in_permutation_gap(reduce=lambda d: d.abs().sum()), "differences are summed"),
+    (check_permutation_gap, shown_in_permutation_gap(reduce=torch.norm), "norm of the differences"),
 ]
 
 
@@ -1156,7 +1213,7 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    chapters = ("albert", "applications", "attention", "background", "faq", "imdb", "layers", "positions")
+    chapters = ("albert", "applications", "attention", "background", "errata", "faq", "imdb", "layers", "positions")
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
@@ -1416,6 +1473,7 @@ def test_a_small_difference_is_shown_with_more_digits():
         (check_ngram_lengths, ngram_lengths, 5e-7, 2e-6),
         (check_masked_loss, masked_loss, 5e-7, 2e-6),
         (check_masked_softmax, masked_softmax, 5e-10, 2e-9),
+        (check_permutation_gap, permutation_gap, 5e-7, 2e-6),
     ],
 )
 def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):

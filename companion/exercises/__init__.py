@@ -20,6 +20,7 @@ from companion.exercises.background import check_mean_pooling as check_mean_pool
 from companion.exercises.background import check_recurrence as check_recurrence
 from companion.exercises.background import check_softmax as check_softmax
 from companion.exercises.background import check_split_heads as check_split_heads
+from companion.exercises.errata import check_permutation_gap as check_permutation_gap
 from companion.exercises.faq import check_masked_softmax as check_masked_softmax
 from companion.exercises.imdb import check_calibration_error as check_calibration_error
 from companion.exercises.imdb import check_deletion as check_deletion
