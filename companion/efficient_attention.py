@@ -23,7 +23,7 @@ def linear_attention(
 ) -> Float[Tensor, "batch heads query d_v"]:
     r"""Attend with the weights ``phi(q_i) . phi(k_j) / sum_j phi(q_i) . phi(k_j)``, where ``phi(x) = elu(x) + 1``.
 
-    Katharopoulos et al., 2020 (arXiv:2006.16236), section 3.2. No softmax stands between the two products, so that
+    Katharopoulos et al., 2020 (arXiv:2006.16236). No softmax stands between the two products, so that
     ``phi(K)^T V`` is formed first: ``d_k`` by ``d_v`` a head, whatever the length. Time and memory grow with the number
     of queries and of keys, not with their product. It is another function than softmax attention, not a faster way
     to the same one.
