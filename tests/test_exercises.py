@@ -25,12 +25,14 @@ from companion.exercises import (
     check_feed_forward,
     check_layer_norm,
     check_learning_rate,
+    check_linear_attention,
     check_log_count_ratio,
     check_masked_loss,
     check_masked_softmax,
     check_mean_loss,
     check_mean_pooling,
     check_multi_head_attention,
+    check_multiply_adds,
     check_ngram_lengths,
     check_padding_mask,
     check_parameter_count,
@@ -582,6 +584,40 @@ def permutation_gap_by_position(layer, x, order):
     return max((permuted[place] - output[source]).abs().max().item() for place, source in enumerate(order.tolist()))
 
 
+# Trends
+
+
+def phi(x):
+    return F.elu(x) + 1
+
+
+def linear(query, key, value, of_query=phi, of_key=phi, normaliser=lambda q, k: (q * k.sum(-2, keepdim=True)).sum(-1)):
+    query, key = of_query(query), of_key(key)
+    state = torch.einsum("bhkd,bhke->bhde", key, value)
+    return torch.einsum("bhqd,bhde->bhqe", query, state) / normaliser(query, key)[..., None]
+
+
+def linear_by_loops(query, key, value):
+    state, total = torch.zeros(*query.shape[:2], 4, 4, dtype=query.dtype), 0
+    for k, v in zip(phi(key).unbind(2), value.unbind(2), strict=True):
+        state, total = state + k[..., None] * v[..., None, :], total + k
+    rows = [(q[..., None, :] @ state)[..., 0, :] / (q * total).sum(-1, True) for q in phi(query).unbind(2)]
+    return torch.stack(rows, dim=2)
+
+
+def linear_by_weights(query, key, value, dim=-1, seen=lambda weights: weights):
+    weights = seen(phi(query) @ phi(key).mT)
+    return weights / weights.sum(dim, keepdim=True) @ value
+
+
+def shown_in_linear(**change):
+    return lambda query, key, value: linear(query, key, value, **change)
+
+
+def multiply_adds(n, d, d_ff, layers, projections=4, scores=2, maps=2):
+    return layers * (projections * n * d * d + scores * n * n * d + maps * n * d * d_ff)
+
+
 RIGHT = [
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
@@ -660,6 +696,11 @@ RIGHT = [
     (check_permutation_gap, permutation_gap),
     (check_permutation_gap, permutation_gap_undone),
     (check_permutation_gap, permutation_gap_by_position),
+    (check_linear_attention, linear),
+    (check_linear_attention, linear_by_loops),
+    (check_linear_attention, lambda q, k, v: linear(q.float(), k.float(), v.float())),
+    (check_multiply_adds, multiply_adds),
+    (check_multiply_adds, lambda n, d, d_ff, layers: torch.tensor(multiply_adds(n, d, d_ff, layers))),
 ]
 
 
@@ -1163,6 +1204,36 @@ MISTAKES = [
     (check_permutation_gap, shown_in_permutation_gap(reduce=lambda d: d.abs().mean()), "mean difference is returned"),
     (check_permutation_gap, shown_in_permutation_gap(reduce=lambda d: d.abs().sum()), "differences are summed"),
     (check_permutation_gap, shown_in_permutation_gap(reduce=torch.norm), "norm of the differences"),
+    (check_linear_attention, F.scaled_dot_product_attention, "This is softmax attention: "),
+    (check_linear_attention, lambda q, k, v: (q @ k.mT).softmax(-1) @ v, "softmax attention, not even scaled"),
+    (check_linear_attention, shown_in_linear(of_query=F.elu, of_key=F.elu), "The 1 is missing"),
+    (check_linear_attention, shown_in_linear(of_query=F.relu, of_key=F.relu), "phi is the ReLU"),
+    (check_linear_attention, shown_in_linear(of_query=torch.clone, of_key=torch.clone), "phi is missing"),
+    (check_linear_attention, shown_in_linear(of_key=torch.clone), "of the queries alone"),
+    (check_linear_attention, shown_in_linear(of_query=torch.clone), "of the keys alone"),
+    (check_linear_attention, shown_in_linear(of_query=lambda x: phi(x / x.size(-1) ** 0.5)), "has no scale"),
+    (check_linear_attention, shown_in_linear(normaliser=lambda q, k: torch.ones_like(q[..., 0])), "are not divided"),
+    (
+        check_linear_attention,
+        shown_in_linear(normaliser=lambda q, k: torch.full_like(q[..., 0], k.size(2))),
+        "by the number of keys",
+    ),
+    (check_linear_attention, lambda q, k, v: linear_by_weights(q, k, v, dim=-2), "sum to 1 over the queries"),
+    (check_linear_attention, lambda q, k, v: linear_by_weights(q, k, v, seen=torch.tril), "up to its own place"),
+    (check_linear_attention, linear_by_weights, "an entry is formed for each query and key"),
+    (check_multiply_adds, lambda *a: multiply_adds(*a, scores=0), "Scores and weighted sum are forgotten"),
+    (check_multiply_adds, lambda *a: multiply_adds(*a, scores=1), "The weighted sum (or the scores)"),
+    (check_multiply_adds, lambda n, d, *a: round(multiply_adds(n, d, *a, scores=2 / d)), "counted as one multiply-add"),
+    (check_multiply_adds, lambda *a: multiply_adds(*a, projections=3), "a fourth, of the output"),
+    (check_multiply_adds, lambda *a: multiply_adds(*a, maps=1), "One of the feed-forward maps"),
+    (
+        check_multiply_adds,
+        lambda n, d, d_ff, layers: layers * (4 * d * d + 2 * n * n * d + 2 * d * d_ff),
+        "multiply by length",
+    ),
+    (check_multiply_adds, lambda n, d, d_ff, layers: multiply_adds(n, d, d_ff, 1), "num_layers is ignored"),
+    (check_multiply_adds, lambda *a: 2 * multiply_adds(*a), "count pairs"),
+    (check_multiply_adds, lambda *a: 3 * multiply_adds(*a), "backward pass"),
 ]
 
 
@@ -1213,7 +1284,18 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    chapters = ("albert", "applications", "attention", "background", "errata", "faq", "imdb", "layers", "positions")
+    chapters = (
+        "albert",
+        "applications",
+        "attention",
+        "background",
+        "errata",
+        "faq",
+        "imdb",
+        "layers",
+        "positions",
+        "trends",
+    )
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
@@ -1343,6 +1425,12 @@ def test_of_two_mistakes_the_first_is_named(check, wrong, first):
             "f returned torch.int64 for the table; expected torch.float32.",
         ),
         (check_parameter_count, lambda d, f: 1.0, "f returned type float; expected a number, int."),
+        (
+            check_linear_attention,
+            lambda q, k, v: linear(q, k, v)[0],
+            "f returned shape (3, 5, 4) for the output; expected (2, 3, 5, 4).",
+        ),
+        (check_multiply_adds, lambda *a: 1.0, "f returned type float; expected a number, int."),
         (check_learning_rate, lambda step, d, w: "1e-3", "f returned type str; expected a number, float."),
         (check_mean_loss, lambda parts: torch.ones(2), "f returned type Tensor; expected a number, float."),
         (
@@ -1422,6 +1510,12 @@ def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, se
             lambda p, q, alpha=1.0: log_count_ratio(p, q, alpha**2),
             "for the ratios with alpha=0.5 at [0], the first entry that differs; expected ",
         ),
+        (
+            check_linear_attention,
+            lambda q, k, v: linear(q, k, v) if q.size(2) < 100 else v,
+            "for the output of 300 tokens at [0, 0, 0, 0], the first entry that differs; expected ",
+        ),
+        (check_multiply_adds, lambda *a: 7, "f returned 7 for the number of multiply-adds; expected 9828."),
         (check_mean_loss, lambda parts: mean_loss(parts[1:]), "f returned 0.9933 for the mean; expected 1.1."),
         (check_calibration_error, lambda p, y, num_bins=10: 2.0, "f returned 2 for the error; expected "),
         (
@@ -1474,6 +1568,7 @@ def test_a_small_difference_is_shown_with_more_digits():
         (check_masked_loss, masked_loss, 5e-7, 2e-6),
         (check_masked_softmax, masked_softmax, 5e-10, 2e-9),
         (check_permutation_gap, permutation_gap, 5e-7, 2e-6),
+        (check_linear_attention, linear, 5e-6, 2e-5),
     ],
 )
 def test_values_may_be_off_by_rounding_alone(check, right, passes, fails):

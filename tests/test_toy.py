@@ -184,7 +184,67 @@ def test_a_count_is_the_number_of_equal_tokens():
     assert {token for ids, _ in sequences for token in ids} == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("make", [toy.reverse, toy.histogram])
+def facts(ids, num_keys, num_values):
+    """Read a sequence: the place, key and value of each fact, and the key asked for."""
+    first = 2 + num_keys
+    stated = [(place, *divmod(token - first, num_values)) for place, token in enumerate(ids) if token >= first]
+    return stated, ids[-1] - 2
+
+
+@pytest.mark.parametrize("distance", [None, 1, 4, 11])
+def test_what_is_recalled_is_the_value_of_the_fact_with_the_key_asked_for(distance):
+    sequences = toy.recall(400, seed=3, length=12, num_keys=5, num_values=3, num_facts=4, distance=distance)
+    seen, asked, answers, distances = Counter(), Counter(), Counter(), Counter()
+    for ids, labels in sequences:
+        stated, question = facts(ids, num_keys=5, num_values=3)
+        assert len(ids) == len(labels) == 12
+        assert len({key for _, key, _ in stated}) == len(stated) == 4
+        assert sorted(ids[:-1])[: 12 - 1 - 4] == [1] * 7
+        ((place, value),) = [(place, value) for place, key, value in stated if key == question]
+        assert labels == [0] * 11 + [1 + value]
+        distances[11 - place] += 1
+        asked[question] += 1
+        answers[value] += 1
+        seen.update((key, value) for _, key, value in stated)
+    assert set(distances) == (set(range(1, 12)) if distance is None else {distance})
+    assert (set(asked), set(answers), len(seen)) == (set(range(5)), set(range(3)), 15)
+
+
+def test_the_facts_that_are_not_asked_for_say_nothing_of_the_answer():
+    sequences = toy.recall(6_000, seed=2, length=5, num_keys=3, num_values=2, num_facts=2)
+    same = 0
+    for ids, labels in sequences:
+        stated, question = facts(ids, num_keys=3, num_values=2)
+        ((_, _, value),) = [fact for fact in stated if fact[1] != question]
+        same += labels[-1] == 1 + value
+    assert abs(same / 6_000 - 0.5) < 4 * 0.5 / 6_000**0.5  # four deviations of a fair coin's share
+
+
+def test_places_and_distances_are_drawn_evenly():
+    sequences = toy.recall(8_000, seed=4, length=9, num_keys=4, num_values=2, num_facts=2)
+    places, asked_at = Counter(), Counter()
+    for ids, _ in sequences:
+        stated, question = facts(ids, num_keys=4, num_values=2)
+        places.update(place for place, _, _ in stated)
+        asked_at.update(place for place, key, _ in stated if key == question)
+    # Each of 8 places comes with probability 1/8, in 8,000 and 16,000 draws; five deviations.
+    assert all(abs(asked_at[place] - 1_000) < 5 * (1_000 * 7 / 8) ** 0.5 for place in range(8))
+    assert all(abs(places[place] - 2_000) < 5 * (2_000 * 7 / 8) ** 0.5 for place in range(8))
+
+
+@pytest.mark.parametrize("setting", [{"num_facts": 0}, {"num_facts": 5}, {"num_facts": 4, "length": 4}])
+def test_too_few_or_too_many_facts_are_refused(setting):
+    with pytest.raises(ValueError, match=rf"^num_facts={setting['num_facts']}; choose 1 to num_keys=4, and fewer than"):
+        toy.recall(1, **{"length": 10, "num_keys": 4} | setting)
+
+
+@pytest.mark.parametrize("distance", [0, -1, 10])
+def test_a_distance_out_of_the_sequence_is_refused(distance):
+    with pytest.raises(ValueError, match=f"^distance={distance}; choose 1 to 9, below length=10"):
+        toy.recall(1, length=10, distance=distance)
+
+
+@pytest.mark.parametrize("make", [toy.reverse, toy.histogram, toy.recall])
 def test_a_seed_gives_the_same_sequences_and_another_one_others(make):
     assert make(50, seed=1) == make(50, seed=1)
     assert make(50, seed=1) != make(50, seed=2)

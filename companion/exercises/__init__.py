@@ -36,3 +36,5 @@ from companion.exercises.positions import check_alibi as check_alibi
 from companion.exercises.positions import check_positions as check_positions
 from companion.exercises.positions import check_rotary as check_rotary
 from companion.exercises.positions import check_shift_matrix as check_shift_matrix
+from companion.exercises.trends import check_linear_attention as check_linear_attention
+from companion.exercises.trends import check_multiply_adds as check_multiply_adds

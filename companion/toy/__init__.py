@@ -13,4 +13,5 @@ from companion.toy.sentiment import BAG_OF_WORDS_BOUND as BAG_OF_WORDS_BOUND
 from companion.toy.sentiment import reviews as reviews
 from companion.toy.sequences import TaggedSequence as TaggedSequence
 from companion.toy.sequences import histogram as histogram
+from companion.toy.sequences import recall as recall
 from companion.toy.sequences import reverse as reverse
