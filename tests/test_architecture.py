@@ -32,6 +32,7 @@ ORDER = (
     "article",
     "ngrams",
     "losses",
+    "quantization",
     "pretraining",
     "progress",
     "devices",
