@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from companion.batching import LabelledBatch
 from companion.positions import LearnedPositionalEmbedding
+
+_AnyModel = TypeVar("_AnyModel", bound=nn.Module)
 
 LARGEST = 127
 """The largest magnitude of a quantized number; int8 has -128 too, which has no counterpart."""
@@ -87,13 +89,13 @@ class QuantizedLinear(nn.Module):
             ``(..., out_features)``, in the dtype of ``x``; no gradient goes through it.
         """
         rows, scale = quantize_rows(x.reshape(-1, self.in_features))
-        product = torch._int_mm(rows, self.quantized.t())  # (rows, out_features), int32
+        product = torch._int_mm(rows, self.quantized.t())  # pyright: ignore[reportPrivateImportUsage]
         y = product.to(scale.dtype) * scale * self.scale.to(scale.dtype)
         y = y if self.bias is None else y + self.bias.to(scale.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
 
-def quantize_linears(model: nn.Module) -> nn.Module:
+def quantize_linears(model: _AnyModel) -> _AnyModel:
     """Return a copy of a model with a `QuantizedLinear` in the place of each linear layer, in evaluation mode.
 
     Embeddings and normalisations stay as they are.
@@ -113,14 +115,12 @@ def quantize_linears(model: nn.Module) -> nn.Module:
         >>> torch.allclose(quantize_linears(model)(ids), model(ids), atol=0.05)
         True
     """
-    model = copy.deepcopy(model).eval()
-    if isinstance(model, nn.Linear):
-        return QuantizedLinear(model)
-    for parent in [*model.modules()]:
+    root = nn.ModuleDict({"model": copy.deepcopy(model).eval()})  # a parent for the model, which may be linear itself
+    for parent in [*root.modules()]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.Linear):
-                setattr(parent, name, QuantizedLinear(child))
-    return model
+                parent.register_module(name, QuantizedLinear(child))
+    return cast(_AnyModel, root["model"])
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
