@@ -36,6 +36,8 @@ notebooks: .venv/installed-book,test  ## Execute the chapters again and store th
 results: .venv/installed-book  ## Train what the chapters draw from records (resumable)
 	$(BIN)/python -m companion train imdb --output runs/imdb --resume
 	cp runs/imdb/record.json companion/results/imdb.json
+	$(BIN)/python -m companion measure quantization --from runs/imdb --output runs/quantization
+	cp runs/quantization/record.json companion/results/quantization.json
 	$(BIN)/python -m companion measure imdb --output runs/comparison
 	cp runs/comparison/records/* companion/results/
 	$(BIN)/python -m companion pretrain albert --output runs/albert --resume --checkpoint-every 1000 $(ALBERT)

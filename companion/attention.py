@@ -281,7 +281,7 @@ class MultiHeadAttention(nn.Module):
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.d_model)
-        check_like(name, x, self.in_proj.weight, "module")
+        check_like(name, x, next(self.parameters()), "module")
 
     def _project_self(self, x: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, ...]:
         q, k, v = map(self._split_heads, self.in_proj(x).split(self._widths, dim=-1))

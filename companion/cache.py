@@ -36,6 +36,12 @@ class KeyValueCache:
         """Return the number of positions that one self-attention has seen."""
         return self._grown[attention][0].size(-2) if attention in self._grown else 0
 
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all keys and values in it; the memory that cross-attention projected is not the cache's."""
+        pairs = [*self._grown.values(), *(projected for _, projected in self._fixed.values())]
+        return sum(tensor.nbytes for pair in pairs for tensor in pair)
+
     def extend(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values of ``(batch, heads, length, d)`` to those of earlier calls, and return them all.
 

@@ -33,6 +33,7 @@ ORDER = (
     "article",
     "ngrams",
     "losses",
+    "quantization",
     "pretraining",
     "progress",
     "devices",

@@ -26,6 +26,18 @@ def test_what_is_added_stands_behind_what_was_there():
     assert (cache.length, cache.length_in(attention)) == (5, 5)
 
 
+def test_the_bytes_are_those_of_all_keys_and_values():
+    cache, first, second, cross, memory = KeyValueCache(), nn.Identity(), nn.Identity(), nn.Identity(), randn(1, 9, 8)
+    assert cache.num_bytes == 0
+    cache.extend(first, randn(2, 3, 5, 4), randn(2, 3, 5, 6))
+    assert cache.num_bytes == 8 * 2 * 3 * 5 * (4 + 6)
+    cache.extend(first, randn(2, 3, 1, 4), randn(2, 3, 1, 6))
+    cache.extend(second, torch.zeros(2, 3, 7, 4), torch.zeros(2, 3, 7, 4))
+    assert cache.num_bytes == 8 * 2 * 3 * 6 * (4 + 6) + 4 * 2 * 3 * 7 * (4 + 4)
+    cache.once(cross, memory, memory, lambda key, value: (randn(1, 2, 9, 4), randn(1, 2, 9, 3)))
+    assert cache.num_bytes == 8 * 2 * 3 * 6 * (4 + 6) + 4 * 2 * 3 * 7 * (4 + 4) + 8 * 2 * 9 * (4 + 3)
+
+
 def test_each_attention_has_its_own_entry():
     cache, first, second = KeyValueCache(), nn.Identity(), nn.Identity()
     assert (cache.length, cache.length_in(first)) == (0, 0)

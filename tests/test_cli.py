@@ -515,6 +515,8 @@ def foreign(path: Path, name: str = "mnist/{}/0.png", content: bytes = b"") -> P
         (["train", "toy", "--output", "{run}", "--colour", "red"], "--colour"),
         (["predict"], "The run folder. (required)"),
         (["measure"], "positions, imdb"),
+        (["measure", "quantization", "--output", "{run}"], "--from"),
+        (["measure", "quantization", "--from", "{run}", "--output", "{run}"], "does not exist; name the folder"),
         (["measure", "position", "--output", "{run}"], "position"),
         (["measure", "imdb", "--output", "{run}", "--rows", "bets"], "there is no row 'bets'; choose of article, "),
         (["measure", "positions"], "--output"),
@@ -658,3 +660,29 @@ def test_measured_rows_are_written_with_where_they_come_from(tmp_path, run, monk
     assert measurement.versions["torch"] == torch.__version__
     assert measurement.hardware["cores"] == os.cpu_count()
     assert measurement.wall_seconds == round(2 * TrainingRecord.load(run / "record.json").wall_seconds, 1)
+
+
+def test_a_run_is_measured_beside_its_quantized_copy_on_the_test_split(tmp_path, run, monkeypatch, capsys):
+    words = ["measure", "quantization", "--from", str(run), "--output", str(tmp_path / "measured")]
+    monkeypatch.setattr(sys, "argv", ["companion", *words])
+    assert main() == 0
+    path = tmp_path / "measured" / "record.json"
+    assert capsys.readouterr().out == f"{path}: 2 rows\n"
+    measurement = Measurement.load(path)
+    assert measurement.command == " ".join(["python", "-m", "companion", *words])
+    assert measurement.hardware["device"] == "cpu"
+    floats, integers = measurement.rows
+    trained = TrainingRecord.load(run / "record.json")
+    assert floats["accuracy"] == pytest.approx(trained.test["accuracy"], abs=1e-9)
+    assert floats["loss"] == pytest.approx(trained.test["loss"], abs=1e-5)
+    assert sum(floats["bytes"].values()) == 4 * trained.parameters
+    assert integers["bytes"]["linear"] < floats["bytes"]["linear"] / 2
+    assert 0.9 < integers["agreement"] <= 1.0
+
+
+def test_a_run_of_no_known_corpus_is_not_measured(tmp_path, copied, capsys):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "data": {}}))
+    code = main(["measure", "quantization", "--from", str(copied), "--output", str(tmp_path / "measured")])
+    assert_refused(capsys, code, "does not say which corpus it is of")
+    assert not (tmp_path / "measured").exists()

@@ -93,7 +93,7 @@ def test_every_result_on_imdb_was_measured_on_the_test_split(name):
 def test_every_row_of_the_comparison_has_a_record_for_each_seed():
     group = {BaselineRow: "baselines", Row: "imdb", EnsembleRow: "imdb"}
     names = {f"{group[type(row)]}-{row.name}-{seed}": row for row in ROWS for seed in range(row.seeds)}
-    others = {"imdb", "positions", "albert", *HEADLINE}
+    others = {"imdb", "positions", "albert", "quantization", *HEADLINE}
     assert {name for name in RESULTS if not name.startswith("study-")} - others == names.keys()
     for name, row in names.items():
         record = load_result(name)
@@ -177,6 +177,20 @@ def test_the_teacher_is_of_the_run_that_learnt_from_labels_alone_and_the_student
         assert student.config["training"]["epochs"] == epochs
         assert student.test is not None
     assert students[0].config["model"] == students[1].config["model"]
+
+
+def test_the_quantized_run_is_the_one_on_record():
+    floats, integers = load_measurement("quantization").rows
+    record = load_result("imdb")
+    assert record.test is not None
+    assert [row["model"] for row in (floats, integers)] == ["fp32", "int8"]
+    assert floats["accuracy"] == pytest.approx(record.test["accuracy"], abs=2e-4)  # trained anew, perhaps elsewhere
+    assert floats["loss"] == pytest.approx(record.test["loss"], abs=1e-3)
+    assert sum(floats["bytes"].values()) == 4 * record.parameters
+    assert integers["bytes"]["embedding"] == floats["bytes"]["embedding"]
+    assert floats["bytes"]["linear"] / 4 < integers["bytes"]["linear"] < floats["bytes"]["linear"] / 3
+    assert (floats["agreement"], floats["difference"]) == (1.0, 0.0)
+    assert 0.99 < integers["agreement"] < 1.0
 
 
 MEASUREMENT = Measurement(

@@ -3,9 +3,12 @@
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from torch.utils.data import DataLoader
 
 from companion import toy
+from companion.batching import LabelledBatch
 from companion.corpus import TokenizedCorpus, tokenize_imdb
 from companion.imdb import Review, Split, load_imdb
 from companion.losses import classification_loss
@@ -41,7 +44,18 @@ def train_pieces(texts: Iterable[Review], vocab_size: int) -> SentencePieceToken
         return SentencePieceTokenizer.train((review.text for review in texts), vocab_size, path)
 
 
+def test_batches(predictor: Predictor) -> DataLoader[LabelledBatch]:
+    """Batch the test split of the corpus that a classifier's run is of.
+
+    Raises:
+        ValueError: If the run does not say which that is.
+    """
+    corpus = predictor.config.get("data", {}).get("corpus")
+    if corpus not in get_args(Corpus):
+        raise ValueError("the run does not say which corpus it is of; name one of the train command")
+    return evaluation_batches(predictor, tokenized(corpus, "test", predictor.tokenizer))
+
+
 def test(predictor: Predictor) -> dict[str, float]:
     """Measure a classifier on the test split of the corpus that its run is of."""
-    corpus = tokenized(predictor.config["data"]["corpus"], "test", predictor.tokenizer)
-    return evaluate(predictor.model, evaluation_batches(predictor, corpus), loss_fn=classification_loss)
+    return evaluate(predictor.model, test_batches(predictor), loss_fn=classification_loss)

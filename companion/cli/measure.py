@@ -1,14 +1,18 @@
-"""``measure``: the trainings that the book draws from records."""
+"""``measure``: the trainings and measurements that the book draws from records."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import tyro
 
-from companion import comparison, experiments, study
+from companion import comparison, experiments, quantization, study
+from companion.cli import corpora
 from companion.cli.runs import command_line
 from companion.devices import default_device
+from companion.prediction import load_run
 from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
 
 
@@ -28,16 +32,25 @@ class MeasurePositions:
         """Train, measure, write the record."""
         rows = experiments.position_ablation(self.output, seeds=self.seeds)
         runs = [TrainingRecord.load(path) for path in self.output.glob("*/record.json")]
-        measurement = Measurement(
-            command=command_line(),
-            commit=git_commit(),
-            versions=package_versions(),
-            hardware=hardware(default_device(), 1),
-            wall_seconds=round(sum(run.wall_seconds for run in runs), 1),
-            rows=rows,
-        )
-        measurement.save(self.output / "record.json")
-        print(f"{self.output / 'record.json'}: {len(rows)} rows")
+        _save(rows, self.output, default_device(), sum(run.wall_seconds for run in runs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureQuantization:
+    """Measure a trained run with 8-bit weights beside itself, on the test split of its corpus and on the CPU."""
+
+    source: Annotated[Path, tyro.conf.arg(name="from")]
+    """The folder of the trained run."""
+    output: Path
+    """The folder to write: record.json."""
+
+    def run(self) -> None:
+        """Quantize, measure, write the record."""
+        start, predictor = time.perf_counter(), load_run(self.source)
+        batches = [*corpora.test_batches(predictor)]
+        rows = quantization.compare_quantized(predictor.model.cpu(), batches)
+        self.output.mkdir(parents=True, exist_ok=True)
+        _save(rows, self.output, torch.device("cpu"), time.perf_counter() - start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +87,29 @@ class MeasureALBERT(_MeasureRows):
         study.run_study(self.rows, self.output, command=command_line(), report=print)
 
 
+def _save(rows: list[dict[str, Any]], folder: Path, device: torch.device, seconds: float) -> None:
+    """Write the record of a measurement, and print where it is."""
+    measurement = Measurement(
+        command=command_line(),
+        commit=git_commit(),
+        versions=package_versions(),
+        hardware=hardware(device, 1),
+        wall_seconds=round(seconds, 1),
+        rows=rows,
+    )
+    measurement.save(folder / "record.json")
+    print(f"{folder / 'record.json'}: {len(rows)} rows")
+
+
 @dataclass(frozen=True)
 class Measure:
-    """Train what the book draws from records."""
+    """Train or measure what the book draws from records."""
 
     what: Annotated[
         Annotated[MeasurePositions, tyro.conf.subcommand("positions")]
         | Annotated[MeasureIMDB, tyro.conf.subcommand("imdb")]
-        | Annotated[MeasureALBERT, tyro.conf.subcommand("albert")],
+        | Annotated[MeasureALBERT, tyro.conf.subcommand("albert")]
+        | Annotated[MeasureQuantization, tyro.conf.subcommand("quantization")],
         tyro.conf.arg(name=""),
     ]
 
