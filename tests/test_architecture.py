@@ -24,6 +24,7 @@ ORDER = (
     "cache",
     "attention",
     "attention_maps",
+    "efficient_attention",
     "positions",
     "feed_forward",
     "layers",

@@ -22,7 +22,7 @@ def check_masked_softmax(f: Callable[..., Any]) -> None:
 
     Example:
         >>> def masked_softmax(scores, mask):
-        ...     return scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0.0)
+        ...     return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
         >>> check_masked_softmax(masked_softmax)
         Right: weights over what the mask allows, zeros where that is nothing, and a finite gradient.
         >>> check_masked_softmax(lambda scores, mask: scores.masked_fill(~mask, -1e9).softmax(-1))
