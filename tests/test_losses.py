@@ -69,18 +69,19 @@ def test_sums_go_on_where_others_stopped_to_the_last_bit():
 
 def test_span_loss_is_half_the_cross_entropy_of_both_ends():
     inf = math.inf
-    start = torch.tensor([[0.5, -inf, 2.0, -1.0], [3.0, -inf, 1.0, 0.0]])
-    end = torch.tensor([[0.0, -inf, 1.0, 1.5], [2.0, -inf, 9.0, 0.5]])
-    batch = LabelledBatch(torch.tensor([[2, 3, 6, 7], [2, 3, 8, 0]]), torch.tensor([[2, 3], [0, 0]]))
+    start = torch.tensor([[0.5, -inf, 2.0, -1.0], [3.0, -inf, 1.0, 0.0], [0.5, -inf, 2.0, -1.0]])
+    end = torch.tensor([[0.0, -inf, 1.0, 1.5], [2.0, -inf, 9.0, 0.5], [0.0, -inf, 1.0, 1.5]])
+    ids = torch.tensor([[2, 3, 6, 7], [2, 3, 8, 0], [2, 3, 6, 7]])
+    batch = LabelledBatch(ids, torch.tensor([[2, 3], [0, 0], [2, 2]]))
     model = nn.Module()
     model.forward = lambda input_ids: (start, end)
     loss, count, metrics = span_loss(model, batch)
-    rows = ((start[0], 2), (end[0], 3), (start[1], 0), (end[1], 0))
+    rows = ((start[0], 2), (end[0], 3), (start[1], 0), (end[1], 0), (start[2], 2), (end[2], 2))
     expected = sum(math.log(sum(math.exp(z) for z in row.tolist())) - row[label].item() for row, label in rows) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    assert count == 2
-    # The second row's best pair of ends is (2, 2), though its best start alone is 0.
-    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 1, "tokens": 7}
+    assert count == 3
+    # The second row's best pair of ends is (2, 2), though its best start alone is 0; the third has one end right.
+    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 1, "tokens": 11}
 
 
 class Wrapper(nn.Module):
