@@ -15,7 +15,7 @@ PUBLIC = {name: value for name, value in PUBLIC.items() if not inspect.ismodule(
 PUBLIC |= {
     f"toy.{name}": value
     for name, value in vars(companion.toy).items()
-    if getattr(value, "__module__", None) == "companion.toy" and not name.startswith("_")
+    if str(getattr(value, "__module__", "")).startswith("companion.toy") and not name.startswith("_")
 }
 
 

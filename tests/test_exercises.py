@@ -1183,7 +1183,7 @@ MISTAKES = [
     (
         check_permutation_gap,
         lambda layer, x, order: (layer(x[:, order])[:, order.argsort()] - layer(x)[:, order]).abs().max(),
-        "back in order only on one side",
+        "put back in order and that for x is permuted",
     ),
     (
         check_permutation_gap,

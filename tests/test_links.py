@@ -15,7 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.myst_role import myst_role_plugin
-from test_book import NOTEBOOKS, ROOT, bibliography
+from test_book import NOTEBOOKS, ROOT, bibliography, sources
 
 PAGES = sorted([*(ROOT / "book").glob("*.md"), *NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 MARKDOWN = MarkdownIt("commonmark").enable("table").use(dollarmath_plugin).use(myst_role_plugin)
@@ -119,8 +119,10 @@ def leads_somewhere(page: Path, links: Iterable[Link]) -> list[str]:
     for target in (link.target for link in links if not urlsplit(link.target).scheme):
         path, _, fragment = unquote(target).partition("#")
         file = page.parent / path if path else page
-        if not file.exists():
-            problems.append(f"{target} does not exist")
+        if not target or path.startswith("/") or not file.is_file():
+            problems.append(f"{target} is no file")
+        elif page.parent.name == "book" and page.parent not in file.resolve().parents:
+            problems.append(f"{target} is not on the site")
         elif fragment and (file.suffix not in (".md", ".ipynb") or fragment not in slugs_in(markdown_of(file))):
             problems.append(f"{target} is no heading there")
     return problems
@@ -138,6 +140,25 @@ def titled_as_in(entries: Iterable[dict[str, str]], links: Iterable[Link]) -> li
             elif text != title:
                 problems.append(f"{target} has the title {title!r}, not {text!r}")
     return problems
+
+
+def labelled_as_in(entries: Iterable[dict[str, str]], links: Iterable[Link]) -> list[str]:
+    """A citation, such as "Lan et al., 2020", names the first author and the year of the bibliography."""
+    papers = {
+        address: (entry["author"].split(",")[0], entry["year"]) for entry in entries for address in sources(entry)
+    }
+    problems = []
+    for target, text in links:
+        label = re.match(r"([^\W\d_][\w'-]*)(?: et al\.| & [\w' -]+)?, ((?:19|20)\d\d)\b", text)
+        if label and target in papers and label.groups() != papers[target]:
+            problems.append(f"{text} is {', '.join(papers[target])} in the bibliography")
+    return problems
+
+
+def unparsed(markdown: str) -> list[str]:
+    """No text looks like a link that Markdown does not read as one."""
+    inlines = (token for block in MARKDOWN.parse(markdown) for token in block.children or [])
+    return [token.content for token in inlines if token.type == "text" and re.search(r"\]\s?[(\[]", token.content)]
 
 
 LINK_RULES = [well_formed, possible_arxiv_numbers]
@@ -162,6 +183,16 @@ def test_resources_gives_papers_the_titles_of_the_bibliography():
     links = list(links_in(markdown_of(ROOT / "book" / "resources.md")))
     assert sum(link.target.startswith("https://arxiv.org/") for link in links) >= 10
     assert titled_as_in(bibliography().values(), links) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_citations_name_author_and_year_of_the_bibliography(page):
+    assert labelled_as_in(bibliography().values(), links_in(markdown_of(page))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_is_one(page):
+    assert unparsed(markdown_of(page)) == []
 
 
 PAPER = {"title": "{ALBERT}: A Lite {BERT}", "eprint": "1909.11942"}
@@ -239,7 +270,8 @@ def test_relative_links_that_lead_nowhere_are_seen(tmp_path):
     (tmp_path / "LICENSE").touch()
     good = ["page.md", "#here", "other%20page.ipynb#there", "LICENSE", "page.md#here", "https://a.org/none.md"]
     assert leads_somewhere(page, map(Link, good)) == []
-    for bad in ("none.md", "#there", "other%20page.ipynb#code", "LICENSE#here", "page.md#Here", "sub/page.md"):
+    nowhere = ["", ".", "/etc/hostname", "none.md", "#there", "sub/page.md"]
+    for bad in (*nowhere, "other%20page.ipynb#code", "LICENSE#here", "page.md#Here"):
         assert len(leads_somewhere(page, [Link(bad)])) == 1, bad
 
 
@@ -260,3 +292,39 @@ def test_another_title_than_the_bibliographys_is_seen(link, problem):
 def test_the_bibliographys_title_is_right():
     links = [Link("https://arxiv.org/abs/1909.11942", "ALBERT: A Lite BERT"), Link("https://a.org", "anything")]
     assert titled_as_in([PAPER], links) == []
+
+
+def test_a_link_that_leaves_the_book_is_seen(tmp_path):
+    (tmp_path / "book").mkdir()
+    for name in ("book/page.md", "book/other.md", "outside.md"):
+        (tmp_path / name).touch()
+    assert leads_somewhere(tmp_path / "book" / "page.md", [Link("other.md")]) == []
+    assert leads_somewhere(tmp_path / "book" / "page.md", [Link("../outside.md")]) == [
+        "../outside.md is not on the site"
+    ]
+    assert leads_somewhere(tmp_path / "outside.md", [Link("book/page.md")]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("Lan et al., 2020", 0),
+        ("Lan et al., 2020, *ALBERT*", 0),
+        ("Lan & Chen, 2020", 0),
+        ("its table 2", 0),
+        ("Lan et al., 2019", 1),
+        ("Devlin et al., 2020", 1),
+    ],
+)
+def test_a_citation_of_another_author_or_year_is_seen(text, problems):
+    entry = {"author": "Lan, Zhenzhong and Chen, Mingda", "year": "2020", "eprint": "1909.11942"}
+    links = [Link("https://arxiv.org/abs/1909.11942", text), Link("https://arxiv.org/abs/1909.11943", "You, 1999")]
+    assert len(labelled_as_in([entry], links)) == problems
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [("[a](a.md) and $[b](c)$ and `[c](d)`", 0), ("[a](no such.md)", 1), ("[a] (b.md)", 1), ("[a][nope]", 1)],
+)
+def test_what_is_meant_as_a_link_and_is_none_is_seen(text, problems):
+    assert len(unparsed(text)) == problems

@@ -23,7 +23,7 @@ def check_permutation_gap(f: Callable[..., Any]) -> None:
     Example:
         >>> check_permutation_gap(lambda layer, x, order: (layer(x[:, order]) - layer(x)).abs().max())
         Traceback (most recent call last):
-        AssertionError: The output for x is not permuted: a layer that knows no order permutes it, layer(x)[:, order].
+        AssertionError: The output for x is not permuted, or both are: a layer that knows no order permutes it, layer(x)[:, order].
     """
     (x,) = random_tensors((5, 5, 5))  # as many texts and features as positions, so that any axis can be permuted
     order = torch.tensor([1, 2, 4, 0, 3])
@@ -43,11 +43,11 @@ def check_permutation_gap(f: Callable[..., Any]) -> None:
         as_number(call(f, layer, x, order), float),
         size.max(),
         {
-            "The output for x is not permuted: a layer that knows no order permutes it, layer(x)[:, order].": (
+            "The output for x is not permuted, or both are: a layer that knows no order permutes it, layer(x)[:, order].": (
                 gap(permuted_in - output)
             ),
             "The input is not permuted: give the layer x[:, order] as well as x.": gap(output - output[:, order]),
-            "The output is put back in order only on one side: compare layer(x[:, order]) with layer(x)[:, order].": (
+            "The output for x[:, order] is put back in order and that for x is permuted: do one of the two.": (
                 gap(permuted_in[:, order.argsort()] - output[:, order])
             ),
             "The output is permuted by the inverse of order: permute it as the input, layer(x)[:, order].": (
@@ -66,4 +66,4 @@ def check_permutation_gap(f: Callable[..., Any]) -> None:
         },
         atol=1e-6,  # it may be a float32 tensor
     )
-    print("Right: 0 for a layer that knows no order, more for one that does.")
+    print("Right: 0 for a layer that knows no order, more for one that does, in some order.")
