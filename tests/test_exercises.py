@@ -1284,18 +1284,7 @@ def compared(monkeypatch):
         calls.append((expected, mistakes))
         compare(what, got, expected, mistakes, *args, **kwargs)
 
-    chapters = (
-        "albert",
-        "applications",
-        "attention",
-        "background",
-        "errata",
-        "faq",
-        "imdb",
-        "layers",
-        "positions",
-        "trends",
-    )
+    chapters = {check.__module__.rpartition(".")[2] for check in CHECKS}
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
