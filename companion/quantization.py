@@ -130,8 +130,8 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
         model: The model.
 
     Returns:
-        Bytes: ``"linear"``, of linear layers, quantized or not, with bias and scales; ``"embedding"``, of embeddings
-        and learned positions; ``"other"``, of the rest.
+        The bytes under ``"linear"``, of linear layers, quantized or not, with bias and scales; ``"embedding"``, of
+        embeddings and learned positions; ``"other"``, of the rest.
 
     Example:
         >>> linear = nn.Linear(100, 10)  # 1,000 weights and 10 biases of 4 bytes
