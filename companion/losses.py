@@ -91,7 +91,9 @@ def tagging_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
 
 
 def span_loss(model: nn.Module, batch: LabelledBatch) -> LossOutput:
-    """Cross-entropy of a span's first position and of its last one, halved (Devlin et al., 2019, section 4.2).
+    """Mean of the cross-entropies of a span's first and of its last position.
+
+    It is half the sum in Devlin et al., 2019, section 4.2 (arXiv:1810.04805), as in their code.
 
     Args:
         model: A model from ids ``(batch, length)`` to start and end logits ``(batch, length)``.

@@ -251,7 +251,7 @@ def test_a_seed_gives_the_same_sequences_and_another_one_others(make):
     assert make(60, seed=1)[:50] == make(50, seed=1)
 
 
-NOUN_PHRASE = r"(?:the|an?|two)(?: (?:old|young|small|beautiful|strange|black))? \w+"
+NOUN_PHRASE = r"(?:the|an?|two)(?: (?:old|young|small|beautiful|strange|famous))? \w+"
 VERB = r"(?:looked for|\w+)"
 SENTENCE = re.compile(
     rf"(?:(\w+) )??({NOUN_PHRASE})(?: who ({VERB}) ({NOUN_PHRASE}))? ({VERB}) ({NOUN_PHRASE})(?: with ({NOUN_PHRASE}))?"
@@ -275,7 +275,7 @@ STEMS = {
     "small": "klein",
     "beautiful": "schön",
     "strange": "seltsam",
-    "black": "schwarz",
+    "famous": "berühmt",
 }
 SINGULARS = {
     "man": "m Mann",

@@ -23,7 +23,7 @@ def check_permutation_gap(f: Callable[..., Any]) -> None:
     Example:
         >>> check_permutation_gap(lambda layer, x, order: (layer(x[:, order]) - layer(x)).abs().max())
         Traceback (most recent call last):
-        AssertionError: The output for x is not permuted, or both are: a layer that knows no order permutes it, layer(x)[:, order].
+        AssertionError: The output for x is not permuted, or both are: permute it alone, layer(x)[:, order].
     """
     (x,) = random_tensors((5, 5, 5))  # as many texts and features as positions, so that any axis can be permuted
     order = torch.tensor([1, 2, 4, 0, 3])
@@ -43,7 +43,7 @@ def check_permutation_gap(f: Callable[..., Any]) -> None:
         as_number(call(f, layer, x, order), float),
         size.max(),
         {
-            "The output for x is not permuted, or both are: a layer that knows no order permutes it, layer(x)[:, order].": (
+            "The output for x is not permuted, or both are: permute it alone, layer(x)[:, order].": (
                 gap(permuted_in - output)
             ),
             "The input is not permuted: give the layer x[:, order] as well as x.": gap(output - output[:, order]),

@@ -58,7 +58,7 @@ _ADJECTIVES = {
     "small": "klein",
     "beautiful": "schön",
     "strange": "seltsam",
-    "black": "schwarz",
+    "famous": "berühmt",
 }
 _VERBS = {
     "saw": "gesehen",
@@ -89,10 +89,10 @@ _INDEFINITE = {
 def translation(n: int, seed: int = 0) -> list[TextPair]:
     """Write ``n`` English sentences with their German translations.
 
-    Word for word would not do: the participle goes to the end of its clause, also within a relative clause, an adverb
-    in front puts the verb before the subject, and articles, adjectives, nouns and auxiliaries agree in gender, number
-    and case. (``yesterday the man who lost two dogs saw a small cat`` becomes ``gestern hat der Mann , der zwei Hunde
-    verloren hat , eine kleine Katze gesehen``.)
+    Word for word would not do: the participle goes to the end of its clause, in a relative clause before the auxiliary;
+    an adverb in front puts the auxiliary before the subject; articles, adjectives and nouns are declined by gender,
+    number and case, and the auxiliary agrees in number. (``yesterday the man who lost two dogs saw a small cat``
+    becomes ``gestern hat der Mann , der zwei Hunde verloren hat , eine kleine Katze gesehen``.)
 
     Args:
         n: Number of pairs, at most 100,000.
@@ -107,9 +107,9 @@ def translation(n: int, seed: int = 0) -> list[TextPair]:
     Example:
         >>> pair = toy.translation(1, seed=3)[0]
         >>> print(pair.source)
-        the teacher lost the beautiful flower with a black girl
+        the teacher lost the beautiful flower with a famous girl
         >>> print(pair.target)
-        der Lehrer hat mit einem schwarzen Mädchen die schöne Blume verloren
+        der Lehrer hat mit einem berühmten Mädchen die schöne Blume verloren
     """
     if not 0 <= n <= 100_000:
         raise ValueError(f"n={n}; choose 0 to 100,000 pairs")

@@ -46,8 +46,8 @@ class Question(NamedTuple):
 def questions(n: int, seed: int = 0) -> list[Question]:
     """Write ``n`` passages of two or three sentences, each with a question: who, what, where or when.
 
-    The sentences are alike: who did what, sometimes where, sometimes when. All but the one that answers distract. A
-    quarter of the questions has no answer: no sentence tells of whom and what they name, or the one that does says not
+    The sentences are alike: who did what, sometimes where, sometimes when. All but the one that answers distract. Of
+    every four questions one has no answer: no sentence tells of whom or what it names, or the one that does says not
     where, or not when.
 
     Args:
@@ -55,7 +55,7 @@ def questions(n: int, seed: int = 0) -> list[Question]:
         seed: Same seed, same questions.
 
     Returns:
-        ``n`` questions, no two alike with their passages.
+        ``n`` questions; no passage and question come twice.
 
     Raises:
         ValueError: If ``n`` is negative or past 100,000.

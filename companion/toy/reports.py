@@ -84,7 +84,8 @@ def summaries(n: int, seed: int = 0) -> list[TextPair]:
     """Write ``n`` reports of three to five sentences, and their summaries: what happened, to whom, on which day.
 
     One sentence tells the event, in one of several ways; the summary has one wording for each kind of event. The other
-    sentences name other people, days and things; in every second report one of them tells an event of last year.
+    sentences name other people and days, and things that may be the same; in about every second report one of them
+    tells an event of last year.
 
     Args:
         n: Number of pairs, at most 100,000.
