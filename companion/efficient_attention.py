@@ -50,7 +50,7 @@ def linear_attention(
         True
     """
     _check_queries_keys_values(query, key, value)
-    query, key = F.elu(query) + 1, F.elu(key) + 1
+    query, key = _features(query), _features(key)
     if mask is not None:
         _check_mask(mask, query, (*query.shape[:2], 1, key.size(-2)))
         key = key.masked_fill(~torch.atleast_2d(mask).mT, 0.0)
@@ -70,9 +70,10 @@ def sliding_window_attention(
 ) -> Float[Tensor, "batch heads length d_v"]:
     """Attend to the positions at a distance below ``window``, and compute ``3 * window`` scores a query to do so.
 
-    The local attention of Longformer (Beltagy et al., 2020, arXiv:2004.05150, section 3.1): what full attention gives
-    under a `sliding_window_mask`. The sequence is cut into blocks of ``window`` positions, and each block attends to
-    itself and to the blocks on either side, so that time and memory grow with ``length * window``.
+    The local attention of Longformer (Beltagy et al., 2020, arXiv:2004.05150), whose window counts both sides where
+    this one counts one, the position included: what full attention gives under a `sliding_window_mask`. The sequence is
+    cut into blocks of ``window`` positions, and each block attends to itself and to the blocks on either side, so that
+    time and memory grow with ``length * window``.
 
     Args:
         query: ``(batch, heads, length, d_k)``.
@@ -136,8 +137,7 @@ class _EfficientAttention(MultiHeadAttention):
             query: ``(batch, length, d_model)``.
             key: Left out, or the same tensor.
             value: Left out, or the same tensor.
-            mask: Bool, the same for every query and head: broadcastable to ``(batch, 1, 1, length)``; ``True`` = may
-                attend.
+            mask: Bool, the same for every query: broadcastable to ``(batch, 1, 1, length)``; ``True`` = may attend.
             bias: Left out: there is no matrix of scores to add it to.
             cache: Left out.
             need_weights: Left ``False``: there is no matrix of weights to return.
@@ -163,7 +163,7 @@ class _EfficientAttention(MultiHeadAttention):
 
 
 class LinearAttention(_EfficientAttention):
-    """Multi-head self-attention by `linear_attention`: cost linear in the length, and never a look at one key alone.
+    """Multi-head self-attention by `linear_attention`, at a cost linear in the length.
 
     Args:
         d_model: Width of the input and of the output.
@@ -238,6 +238,11 @@ class SlidingWindowAttention(_EfficientAttention):
         return sliding_window_attention(query, key, value, self.window, mask, dropout_p=dropout_p)
 
 
+def _features(x: Tensor) -> Tensor:
+    """Return ``elu(x) + 1``, without what the sum would cancel of a small one."""
+    return x.clamp(max=0).exp() + x.relu()
+
+
 def _cut(x: Tensor, block: int) -> Tensor:
     """Cut ``(b, h, n, d)`` into ``(b, blocks, h, block, d)``, the last block filled up with zeros."""
     missing = -x.size(2) % block
@@ -278,4 +283,6 @@ def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; expected one that broadcasts to {shape}")
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; expected one that broadcasts to {shape}, the same for every query"
+        )

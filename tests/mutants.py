@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("checks", "cache", "attention", "positions", "feed_forward", "layers", "decoding", "configs", "models")
+MODULES = ("checks", "cache", "attention", "efficient_attention", "positions", "feed_forward", "layers", "decoding")
+MODULES += ("configs", "models.inputs", "models.classifiers", "models.seq2seq", "quantization")
 MOST_SURVIVORS = 0.1
 OPTIONS = ["-xq", "--tb=no", "-pno:cacheprovider", "-opythonpath=.", "-Wignore::pytest.PytestAssertRewriteWarning"]
 
@@ -47,7 +48,7 @@ UNTOUCHED = {"annotation", "returns", "decorator_list", "exc", "cause"}  # the l
 
 
 def path(module: str) -> Path:
-    return ROOT / "companion" / f"{module}.py"
+    return ROOT / "companion" / f"{module.replace('.', '/')}.py"
 
 
 class Mutant(NamedTuple):
@@ -157,7 +158,7 @@ def start(module: str, source: str, limit: int = 0) -> int:
             return get_code(self, fullname)
 
         SourceFileLoader.get_code = get_mutated_code  # the loader of jaxtyping's hook inherits it
-        os._exit(pytest.main([*OPTIONS, f"tests/test_{module}.py"]))
+        os._exit(pytest.main([*OPTIONS, f"tests/test_{module.partition('.')[0]}.py"]))
     finally:
         os._exit(1)
 
@@ -219,7 +220,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     parser.add_argument("--sample", type=int, metavar="N", help="run N mutants a module, drawn with a fixed seed")
     options = parser.parse_args()
-    found = {module: list(mutants(module)) for module in options.modules if path(module).exists()}
+    found = {module: list(mutants(module)) for module in options.modules}
     if options.list:
         print(*itertools.chain(*found.values()), sep="\n")
         return 0

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from companion.efficient_attention import linear_attention
 from companion.exercises.comparison import as_number, call, compare, random_tensors
@@ -70,10 +71,10 @@ def check_linear_attention(f: Callable[..., Any]) -> None:
         any_float=True,
     )
     long = random_tensors((1, 1, 300, 4), (1, 1, 300, 4), (1, 1, 300, 4))
-    with _LargestOutput() as largest:
+    with _LargestOutput() as largest, FlopCounterMode(display=False) as counter:
         output = call(f, *long)
     compare("output of 300 tokens", output, linear_attention(*long), {}, atol=1e-5, any_float=True)
-    if largest.size >= 300 * 300:
+    if largest.size >= 300 * 300 or counter.get_total_flops() >= 2 * 300 * 300 * 4:
         raise AssertionError(
             "The values are right, but an entry is formed for each query and key: multiply keys by values first."
         )
@@ -94,36 +95,37 @@ def check_multiply_adds(f: Callable[..., Any]) -> None:
         Traceback (most recent call last):
         AssertionError: Scores and weighted sum are forgotten: add length^2 * d_model for each of them.
     """
-    n, d, d_ff, layers = 7, 6, 20, 3
-    projection, scores, feed_forward = n * d * d, n * n * d, n * d * d_ff
-    right = layers * (4 * projection + 2 * scores + 2 * feed_forward)
-    compare(
-        "number of multiply-adds",
-        as_number(call(f, n, d, d_ff, layers), int),
-        torch.tensor(right),
-        {
-            sentence: torch.tensor(wrong)
-            for sentence, wrong in {
-                "Scores and weighted sum are forgotten: add length^2 * d_model for each of them.": (
-                    right - layers * 2 * scores
-                ),
-                "The weighted sum (or the scores) is forgotten: each has length^2 * d_model.": right - layers * scores,
-                "A score is counted as one multiply-add: over all heads it has d_model.": (
-                    right - layers * 2 * (scores - n * n)
-                ),
-                "The projections are three: there is a fourth, of the output.": right - layers * projection,
-                "One of the feed-forward maps is forgotten: there and back, each has length * d_model * d_ff.": (
-                    right - layers * feed_forward
-                ),
-                "The maps are counted once: each token goes through them, so multiply by length.": (
-                    layers * (4 * d * d + 2 * scores + 2 * d * d_ff)
-                ),
-                "num_layers is ignored: multiply by it.": right // layers,
-                "These are additions and multiplications, two for each multiply-add: count pairs.": 2 * right,
-                "The backward pass is counted too, twice the forward pass: leave it out.": 3 * right,
-            }.items()
-        },
-    )
+    for n, d, d_ff, layers in ((7, 6, 20, 3), (50, 64, 256, 2)):
+        projection, scores, feed_forward = n * d * d, n * n * d, n * d * d_ff
+        right = layers * (4 * projection + 2 * scores + 2 * feed_forward)
+        compare(
+            "number of multiply-adds",
+            as_number(call(f, n, d, d_ff, layers), int),
+            torch.tensor(right),
+            {
+                sentence: torch.tensor(wrong)
+                for sentence, wrong in {
+                    "Scores and weighted sum are forgotten: add length^2 * d_model for each of them.": (
+                        right - layers * 2 * scores
+                    ),
+                    "The weighted sum (or the scores) is forgotten: each has length^2 * d_model.": right
+                    - layers * scores,
+                    "A score is counted as one multiply-add: over all heads it has d_model.": (
+                        right - layers * 2 * (scores - n * n)
+                    ),
+                    "The projections are three: there is a fourth, of the output.": right - layers * projection,
+                    "One of the feed-forward maps is forgotten: there and back, each has length * d_model * d_ff.": (
+                        right - layers * feed_forward
+                    ),
+                    "The maps are counted once: each token goes through them, so multiply by length.": (
+                        layers * (4 * d * d + 2 * scores + 2 * d * d_ff)
+                    ),
+                    "num_layers is ignored: multiply by it.": right // layers,
+                    "These are additions and multiplications, two for each multiply-add: count pairs.": 2 * right,
+                    "The backward pass is counted too, twice the forward pass: leave it out.": 3 * right,
+                }.items()
+            },
+        )
     print("Right: projections and feed-forward maps grow with length, scores and weighted sum with its square.")
 
 

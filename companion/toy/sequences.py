@@ -104,8 +104,8 @@ def recall(
         num_keys: Number of keys.
         num_values: Number of values.
         num_facts: Facts a sequence; at most ``num_keys``, and fewer than ``length``.
-        distance: How far before the question the fact asked for stands, 1 to ``length - 1``; ``None`` = another in
-            each sequence, all equally likely.
+        distance: How far before the question the fact asked for stands, 1 to ``length - 1``; ``None`` = drawn
+            for each sequence, all equally likely. With one seed, two distances give the same facts in other places.
 
     Returns:
         ``n`` sequences; the last label is a value, 1 to ``num_values``, the others are 0.
