@@ -32,3 +32,5 @@ from companion.exercises.positions import check_alibi as check_alibi
 from companion.exercises.positions import check_positions as check_positions
 from companion.exercises.positions import check_rotary as check_rotary
 from companion.exercises.positions import check_shift_matrix as check_shift_matrix
+from companion.exercises.trends import check_patches as check_patches
+from companion.exercises.trends import check_quantize as check_quantize
