@@ -36,9 +36,11 @@ from companion.exercises import (
     check_ngram_lengths,
     check_padding_mask,
     check_parameter_count,
+    check_patches,
     check_permutation_gap,
     check_positions,
     check_post_norm,
+    check_quantize,
     check_recurrence,
     check_rotary,
     check_sentence_order,
@@ -618,7 +620,46 @@ def multiply_adds(n, d, d_ff, layers, projections=4, scores=2, maps=2):
     return layers * (projections * n * d * d + scores * n * n * d + maps * n * d * d_ff)
 
 
+# Trends
+
+
+def quantize(
+    weight,
+    largest=lambda weight: weight.abs().amax(-1, keepdim=True),
+    steps=127,
+    whole=torch.round,
+):
+    scale = largest(weight) / steps
+    return whole(weight / scale).to(torch.int8), scale
+
+
+def quantize_row_by_row(weight):
+    rows, scales = [], []
+    for row in weight.tolist():
+        scales.append(max(map(abs, row)) / 127)
+        rows.append([round(value / scales[-1]) for value in row])
+    return torch.tensor(rows, dtype=torch.int8), torch.tensor(scales)
+
+
+def shown_in_quantize(**options):
+    return lambda weight: quantize(weight, **options)
+
+
+def patches(images, size):
+    b, h, w = images.shape
+    squares = [images[:, i : i + size, j : j + size] for i in range(0, h, size) for j in range(0, w, size)]
+    return torch.stack([square.reshape(b, -1) for square in squares], dim=1)
+
+
+def patches_by_unfold(images, size):
+    return F.unfold(images[:, None], size, stride=size).mT
+
+
 RIGHT = [
+    (check_quantize, quantize),
+    (check_quantize, quantize_row_by_row),
+    (check_patches, patches),
+    (check_patches, patches_by_unfold),
     (check_softmax, softmax),
     (check_softmax, softmax_in_place),
     (check_softmax, lambda scores: (scores - scores.logsumexp(-1, keepdim=True)).exp()),
@@ -745,6 +786,46 @@ def weighted_sum(weights, upstream):
 
 
 MISTAKES = [
+    (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().max()), "One scale serves"),
+    (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().max().view(1, 1)), "One scale serves"),
+    (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().amax(0)), "a scale for each column"),
+    (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().amax(0, True)), "a scale for each column"),
+    (check_quantize, shown_in_quantize(steps=128), "divided by 128"),
+    (check_quantize, shown_in_quantize(largest=lambda weight: weight.amax(-1, True)), "without abs"),
+    (check_quantize, lambda weight: (quantize(weight)[0], 1 / quantize(weight)[1]), "upside down"),
+    (
+        check_quantize,
+        shown_in_quantize(largest=lambda weight: weight.amax(-1, True) - weight.amin(-1, True), steps=255),
+        "minimum to maximum",
+    ),
+    (check_quantize, shown_in_quantize(whole=torch.trunc), "cut off towards 0"),
+    (check_quantize, shown_in_quantize(whole=lambda steps: steps), "cut off towards 0"),
+    (check_quantize, shown_in_quantize(whole=torch.floor), "rounded down"),
+    (
+        check_quantize,
+        lambda weight: (quantize(weight)[0] * quantize(weight)[1], quantize(weight)[1]),
+        "rounded weights as floats",
+    ),
+    (check_patches, lambda images, size: images.reshape(len(images), -1, size * size), "pieces of rows"),
+    (
+        check_patches,
+        lambda images, size: patches(images.mT, size).unflatten(-1, (size, size)).mT.flatten(-2),
+        "top to bottom first: the second",
+    ),
+    (
+        check_patches,
+        lambda images, size: patches(images, size).unflatten(-1, (size, size)).mT.flatten(-2),
+        "pixels of a patch go top to bottom",
+    ),
+    (check_patches, lambda images, size: F.unfold(images[:, None], size, stride=size), "Tokens and pixels"),
+    (
+        check_patches,
+        lambda images, size: (
+            images.reshape(len(images), size, images.size(1) // size, size, -1).permute(0, 2, 4, 1, 3).flatten(3)
+        ).flatten(1, 2),
+        "pixels from all over",
+    ),
+    (check_patches, lambda images, size: F.unfold(images[:, None], size).mT, "patches overlap"),
     (check_softmax, lambda scores: scores.softmax(0), "over the first axis"),
     (check_softmax, lambda scores: scores.softmax(-2), "over the queries (dim=-2)"),
     (check_softmax, lambda scores: softmax(scores, (0, 1, 2), torch.max), "over all entries at once"),
@@ -1285,6 +1366,7 @@ def compared(monkeypatch):
         compare(what, got, expected, mistakes, *args, **kwargs)
 
     chapters = {check.__module__.rpartition(".")[2] for check in CHECKS}
+    chapters = ("albert", "attention", "background", "imdb", "layers", "positions", "trends")
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls

@@ -38,3 +38,5 @@ from companion.exercises.positions import check_rotary as check_rotary
 from companion.exercises.positions import check_shift_matrix as check_shift_matrix
 from companion.exercises.trends import check_linear_attention as check_linear_attention
 from companion.exercises.trends import check_multiply_adds as check_multiply_adds
+from companion.exercises.trends import check_patches as check_patches
+from companion.exercises.trends import check_quantize as check_quantize
