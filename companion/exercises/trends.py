@@ -77,8 +77,9 @@ def check_quantize(f: Callable[..., Any]) -> None:
 def check_patches(f: Callable[..., Any]) -> None:
     """Check the cutting of images into patches, ``f(images, size) -> tokens``.
 
-    A vision Transformer reads these (Dosovitskiy et al., 2021, arXiv:2010.11929). ``images`` is ``(batch, height, width)``; ``tokens``, ``(batch, patches, size * size)``, holds the squares of
-    ``size`` by ``size`` pixels, left to right and then top to bottom, the pixels of each in the same order.
+    A vision Transformer reads these (Dosovitskiy et al., 2021, arXiv:2010.11929). ``images`` is
+    ``(batch, height, width)``; ``tokens``, ``(batch, patches, size * size)``, holds the squares of ``size`` by ``size``
+    pixels, left to right and then top to bottom, the pixels of each in the same order.
 
     Raises:
         AssertionError: If ``f`` is wrong; the message names the mistake.
