@@ -1366,7 +1366,6 @@ def compared(monkeypatch):
         compare(what, got, expected, mistakes, *args, **kwargs)
 
     chapters = {check.__module__.rpartition(".")[2] for check in CHECKS}
-    chapters = {check.__module__.rpartition(".")[2] for check in CHECKS}
     for chapter in (getattr(exercises, name) for name in chapters):
         monkeypatch.setattr(chapter, "compare", recording)
     return calls
