@@ -211,3 +211,17 @@ def test_what_is_measured_is_a_median_of_turns(classifier, batches, monkeypatch)
     times = iter([0.0, 1.0, 0.0, 10.0, 0.0, 2.0, 0.0, 20.0, 0.0, 9.0, 0.0, 90.0])
     monkeypatch.setattr("companion.quantization.time.perf_counter", lambda: next(times))
     assert [row["seconds"] for row in compare_quantized(classifier, batches)] == [2.0, 20.0]
+
+
+def test_no_gradient_goes_through_a_quantized_layer():
+    x = torch.randn(3, 8, requires_grad=True)
+    assert not QuantizedLinear(nn.Linear(8, 4))(x).requires_grad
+
+
+def test_a_layer_that_stands_in_two_places_is_quantized_once_and_counted_once():
+    shared = nn.Linear(8, 8)
+    model = quantize_linears(nn.Sequential(shared, nn.ReLU(), shared))
+    assert model[0] is model[2]
+    assert isinstance(model[0], QuantizedLinear)
+    assert weight_bytes(nn.Sequential(shared, nn.ReLU(), shared)) == {"linear": 288, "embedding": 0, "other": 0}
+    assert weight_bytes(model) == {"linear": 64 + 4 * (8 + 8), "embedding": 0, "other": 0}
