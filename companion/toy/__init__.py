@@ -4,8 +4,8 @@
 ``reports``: with their summaries; ``passages``: with questions.
 """
 
-from companion.toy.bilingual import TextPair as TextPair
 from companion.toy.bilingual import translation as translation
+from companion.toy.pairs import TextPair as TextPair
 from companion.toy.passages import Question as Question
 from companion.toy.passages import questions as questions
 from companion.toy.reports import summaries as summaries

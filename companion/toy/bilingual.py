@@ -3,21 +3,7 @@
 import random
 from typing import NamedTuple
 
-
-class TextPair(NamedTuple):
-    """A text, and what a model is to make of it.
-
-    Attributes:
-        source: The tokens of the input, with spaces between them.
-        target: Those of the output.
-
-    Example:
-        >>> toy.TextPair("the cat slept", "die Katze schlief").target.split()
-        ['die', 'Katze', 'schlief']
-    """
-
-    source: str
-    target: str
+from companion.toy.pairs import TextPair, write_pairs
 
 
 class _Noun(NamedTuple):
@@ -111,14 +97,7 @@ def translation(n: int, seed: int = 0) -> list[TextPair]:
         >>> print(pair.target)
         der Lehrer hat mit einem berühmten Mädchen die schöne Blume verloren
     """
-    if not 0 <= n <= 100_000:
-        raise ValueError(f"n={n}; choose 0 to 100,000 pairs")
-    rng = random.Random(seed)
-    written: dict[str, str] = {}
-    while len(written) < n:
-        source, target = _write_sentence(rng)
-        written[source] = target
-    return [TextPair(*pair) for pair in written.items()]
+    return write_pairs(n, seed, _write_sentence)
 
 
 def _write_sentence(rng: random.Random) -> tuple[str, str]:

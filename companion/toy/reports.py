@@ -2,7 +2,7 @@
 
 import random
 
-from companion.toy.bilingual import TextPair
+from companion.toy.pairs import TextPair, write_pairs
 
 _FIRST_NAMES = ("ada", "boris", "clara", "dario", "edith", "felix", "greta", "hugo", "irma", "jonas", "karla", "leon")
 _LAST_NAMES = (
@@ -104,14 +104,7 @@ def summaries(n: int, seed: int = 0) -> list[TextPair]:
         >>> print(pair.target)
         felix lund rescued from harbour on friday
     """
-    if not 0 <= n <= 100_000:
-        raise ValueError(f"n={n}; choose 0 to 100,000 pairs")
-    rng = random.Random(seed)
-    written: dict[str, str] = {}
-    while len(written) < n:
-        report, summary = _write_report(rng)
-        written[report] = summary
-    return [TextPair(*pair) for pair in written.items()]
+    return write_pairs(n, seed, _write_report)
 
 
 def _write_report(rng: random.Random) -> tuple[str, str]:
