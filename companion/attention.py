@@ -13,7 +13,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from companion.cache import KeyValueCache
-from companion.checks import check_device, check_floating, check_like, check_sequence
+from companion.checks import (
+    check_broadcasts,
+    check_device,
+    check_floating,
+    check_like,
+    check_mask,
+    check_sequence,
+    check_window,
+)
 
 
 class AttentionOutput(NamedTuple):
@@ -94,8 +102,7 @@ def sliding_window_mask(
         >>> (sliding_window_mask(4, 2) & causal_mask(4)).int().tolist()
         [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
-    if window < 1:
-        raise ValueError(f"window={window}; choose 1 or more, for each position sees itself")
+    check_window(window)
     position = torch.arange(length, device=device)
     return (position[:, None] - position).abs() < window
 
@@ -375,20 +382,12 @@ def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> Non
 
 
 def _check_mask_and_bias(query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a query may attend")
+    if mask is not None:
+        check_mask(mask)
     if bias is not None and not bias.is_floating_point():
         raise TypeError(f"bias has dtype {bias.dtype}; expected a floating one, added to the scores")
-    scores = torch.Size((*query.shape[:-1], key.size(-2)))
+    scores = (*query.shape[:-1], key.size(-2))
     for name, x in (("mask", mask), ("bias", bias)):
         if x is not None:
             check_device(name, x, query, "query")
-            if not _broadcasts(x.shape, scores):
-                raise ValueError(f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {tuple(scores)}")
-
-
-def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
-    try:
-        return torch.broadcast_shapes(shape, target) == target
-    except RuntimeError:
-        return False
+            check_broadcasts(name, x, scores)

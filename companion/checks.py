@@ -53,6 +53,40 @@ def check_device(name: str, x: Tensor, other: Tensor, owner: str) -> None:
         raise ValueError(f"{name} is on {x.device}; expected {other.device}, the {owner}'s")
 
 
+def check_mask(mask: Tensor) -> None:
+    """Ask for a bool mask.
+
+    Raises:
+        TypeError: If its dtype is another.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a query may attend")
+
+
+def check_broadcasts(name: str, x: Tensor, shape: tuple[int, ...], remark: str = "") -> None:
+    """Ask for a shape that broadcasts to ``shape``; the message ends in the remark.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        fits = torch.broadcast_shapes(x.shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {shape}{remark}")
+
+
+def check_window(window: int) -> None:
+    """Ask for a window of one position or more.
+
+    Raises:
+        ValueError: If it has fewer.
+    """
+    if window < 1:
+        raise ValueError(f"window={window}; choose 1 or more, for each position sees itself")
+
+
 def check_ids(name: str, ids: Tensor, table: Tensor, max_length: int, field: str = "max_length") -> None:
     """Ask for integer ids of shape ``(batch, length)``, no longer than the field says, on the device of ``table``.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from companion.attention import AttentionOutput, MultiHeadAttention
 from companion.cache import KeyValueCache
-from companion.checks import check_device, check_floating, check_like
+from companion.checks import check_broadcasts, check_device, check_floating, check_like, check_mask, check_window
 
 
 def linear_attention(
@@ -98,7 +98,7 @@ def sliding_window_attention(
         >>> torch.allclose(sliding_window_attention(query, key, value, 8), full, atol=1e-6)
         True
     """
-    _check_window(window)
+    check_window(window)
     _check_queries_keys_values(query, key, value)
     batch, _, length, _ = query.shape
     if key.size(-2) != length:
@@ -229,7 +229,7 @@ class SlidingWindowAttention(_EfficientAttention):
         bias: bool = True,
         rotary: nn.Module | None = None,
     ) -> None:
-        _check_window(window)
+        check_window(window)
         super().__init__(d_model, num_heads, head_dim=head_dim, dropout=dropout, bias=bias, rotary=rotary)
         self.window = window
 
@@ -255,11 +255,6 @@ def _add_neighbours(blocks: Tensor) -> Tensor:
     return torch.cat((padded[:, :-2], blocks, padded[:, 2:]), dim=3)
 
 
-def _check_window(window: int) -> None:
-    if window < 1:
-        raise ValueError(f"window={window}; choose 1 or more, for each position sees itself")
-
-
 def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> None:
     check_floating("query", query)
     if query.dim() != 4:
@@ -275,14 +270,6 @@ def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> Non
 
 
 def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a query may attend")
+    check_mask(mask)
     check_device("mask", mask, query, "query")
-    try:
-        fits = torch.broadcast_shapes(mask.shape, shape) == shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}; expected one that broadcasts to {shape}, the same for every query"
-        )
+    check_broadcasts("mask", mask, shape, ", the same for every query")

@@ -3,7 +3,16 @@ import re
 import pytest
 import torch
 
-from companion.checks import check_device, check_floating, check_ids, check_like, check_sequence
+from companion.checks import (
+    check_broadcasts,
+    check_device,
+    check_floating,
+    check_ids,
+    check_like,
+    check_mask,
+    check_sequence,
+    check_window,
+)
 
 X = torch.zeros(2, 3, 4)
 TABLE = torch.zeros(9, 4)
@@ -81,3 +90,30 @@ def test_tensors_of_shape_alone_pass_and_their_dtype_is_named():
     assert check_like("x", meta, TABLE.to("meta"), "module") is None
     with pytest.raises(TypeError, match=r"^x has dtype torch.float64; expected torch.float32, the module's$"):
         check_like("x", meta.double(), TABLE.to("meta"), "module")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
+def test_a_mask_that_is_not_bool_is_named(dtype):
+    assert check_mask(torch.ones(2, dtype=torch.bool)) is None
+    with pytest.raises(
+        TypeError, match=f"^mask has dtype {dtype}; expected torch.bool, True where a query may attend$"
+    ):
+        check_mask(torch.ones(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (3, 4), (1, 1, 4), (2, 3, 4)])
+def test_a_shape_that_broadcasts_passes(shape):
+    assert check_broadcasts("bias", torch.zeros(shape), (2, 3, 4)) is None
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 3, 1, 4), (1, 2, 3, 4), (3, 3, 4)])
+def test_a_shape_that_does_not_broadcast_is_named_with_the_remark(shape):
+    message = re.escape(f"bias has shape {shape}; expected one that broadcasts to (2, 3, 4), the same for all")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_broadcasts("bias", torch.zeros(shape), (2, 3, 4), ", the same for all")
+
+
+def test_a_window_without_a_position_is_named():
+    assert check_window(1) is None
+    with pytest.raises(ValueError, match=r"^window=0; choose 1 or more, for each position sees itself$"):
+        check_window(0)

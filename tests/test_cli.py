@@ -427,7 +427,7 @@ def test_a_damaged_checkpoint_is_refused_by_the_name_of_the_file(copied, capsys)
 def test_evaluate_refuses_a_run_on_another_corpus(copied, capsys):
     entries = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**entries, "data": {}}))
-    assert_refused(capsys, main(["evaluate", str(copied)]), "does not say which corpus it is of")
+    assert_refused(capsys, main(["evaluate", str(copied)]), f"{copied} does not say which corpus it is of")
 
 
 def test_a_run_is_not_overwritten(copied, capsys):
@@ -684,5 +684,5 @@ def test_a_run_of_no_known_corpus_is_not_measured(tmp_path, copied, capsys):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "data": {}}))
     code = main(["measure", "quantization", "--from", str(copied), "--output", str(tmp_path / "measured")])
-    assert_refused(capsys, code, "does not say which corpus it is of")
+    assert_refused(capsys, code, f"{copied} does not say which corpus it is of")
     assert not (tmp_path / "measured").exists()

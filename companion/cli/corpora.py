@@ -12,7 +12,7 @@ from companion.batching import LabelledBatch
 from companion.corpus import TokenizedCorpus, tokenize_imdb
 from companion.imdb import Review, Split, load_imdb
 from companion.losses import classification_loss
-from companion.prediction import Predictor, evaluation_batches
+from companion.prediction import Predictor, evaluation_batches, load_run
 from companion.text import SentencePieceTokenizer, Tokenizer
 from companion.training import evaluate
 
@@ -44,16 +44,23 @@ def train_pieces(texts: Iterable[Review], vocab_size: int) -> SentencePieceToken
         return SentencePieceTokenizer.train((review.text for review in texts), vocab_size, path)
 
 
-def test_batches(predictor: Predictor) -> DataLoader[LabelledBatch]:
-    """Batch the test split of the corpus that a classifier's run is of.
+def load_run_of_corpus(folder: Path) -> Predictor:
+    """Load a trained classifier whose run says which corpus it is of.
 
     Raises:
-        ValueError: If the run does not say which that is.
+        FileNotFoundError: As `load_run`.
+        ValueError: As `load_run`, or if the run does not say it.
     """
-    corpus = predictor.config.get("data", {}).get("corpus")
-    if corpus not in get_args(Corpus):
-        raise ValueError("the run does not say which corpus it is of; name one of the train command")
-    return evaluation_batches(predictor, tokenized(corpus, "test", predictor.tokenizer))
+    predictor = load_run(folder)
+    if predictor.config.get("data", {}).get("corpus") not in get_args(Corpus):
+        raise ValueError(f"{folder} does not say which corpus it is of; name a run of the train command")
+    return predictor
+
+
+def test_batches(predictor: Predictor) -> DataLoader[LabelledBatch]:
+    """Batch the test split of the corpus that a classifier's run is of."""
+    corpus = tokenized(predictor.config["data"]["corpus"], "test", predictor.tokenizer)
+    return evaluation_batches(predictor, corpus)
 
 
 def test(predictor: Predictor) -> dict[str, float]:

@@ -12,7 +12,6 @@ from companion import comparison, experiments, quantization, study
 from companion.cli import corpora
 from companion.cli.runs import command_line
 from companion.devices import default_device
-from companion.prediction import load_run
 from companion.records import Measurement, TrainingRecord, git_commit, hardware, package_versions
 
 
@@ -46,7 +45,7 @@ class MeasureQuantization:
 
     def run(self) -> None:
         """Quantize, measure, write the record."""
-        start, predictor = time.perf_counter(), load_run(self.source)
+        start, predictor = time.perf_counter(), corpora.load_run_of_corpus(self.source)
         batches = [*corpora.test_batches(predictor)]
         rows = quantization.compare_quantized(predictor.model.cpu(), batches)
         self.output.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+from companion.toy.writing import write_distinct
+
 
 class TextPair(NamedTuple):
     """A text, and what a model is to make of it.
@@ -27,11 +29,5 @@ def write_pairs(n: int, seed: int, write: Callable[[random.Random], tuple[str, s
     Raises:
         ValueError: If ``n`` is negative or past 100,000.
     """
-    if not 0 <= n <= 100_000:
-        raise ValueError(f"n={n}; choose 0 to 100,000 pairs")
     rng = random.Random(seed)
-    written: dict[str, str] = {}
-    while len(written) < n:
-        source, target = write(rng)
-        written[source] = target
-    return [TextPair(*pair) for pair in written.items()]
+    return [TextPair(*pair) for pair in write_distinct(n, "pairs", lambda _: write(rng)).items()]

@@ -3,6 +3,8 @@
 import random
 from typing import NamedTuple
 
+from companion.toy.writing import write_distinct
+
 _PEOPLE = ("anna", "bruno", "cora", "david", "elsa", "frank")
 _VERBS = {"bought": "buy", "sold": "sell", "painted": "paint", "hid": "hide"}
 _ADJECTIVES = ("red", "old", "small", "broken")
@@ -65,19 +67,14 @@ def questions(n: int, seed: int = 0) -> list[Question]:
         >>> sum(question.answer is None for question in asked)
         100
     """
-    if not 0 <= n <= 100_000:
-        raise ValueError(f"n={n}; choose 0 to 100,000 questions")
     rng = random.Random(seed)
-    written: dict[tuple[str, str], tuple[int, int] | None] = {}
-    while len(written) < n:
-        passage, question, span = _write_question(rng, answerable=len(written) % 4 != 0)
-        written[passage, question] = span
+    written = write_distinct(n, "questions", lambda number: _write_question(rng, answerable=number % 4 != 0))
     asked = [Question(*texts, span) for texts, span in written.items()]
     rng.shuffle(asked)
     return asked
 
 
-def _write_question(rng: random.Random, *, answerable: bool) -> tuple[str, str, tuple[int, int] | None]:
+def _write_question(rng: random.Random, *, answerable: bool) -> tuple[tuple[str, str], tuple[int, int] | None]:
     size = rng.randint(2, 3)
     people, things = rng.sample(_PEOPLE, size + 1), rng.sample(_THINGS, size + 1)
     facts = [
@@ -98,7 +95,7 @@ def _write_question(rng: random.Random, *, answerable: bool) -> tuple[str, str, 
         return _write_question(rng, answerable=answerable)
     asked = rng.choice(numbers)
     question = _ASKED[word].format(**facts[asked], base=_VERBS[facts[asked]["verb"]])
-    return " ".join(tokens), question, spans[asked].get(word)
+    return (" ".join(tokens), question), spans[asked].get(word)
 
 
 def _tell(who: str, verb: str, thing: str, *, rng: random.Random) -> list[tuple[str, str]]:
@@ -109,6 +106,5 @@ def _tell(who: str, verb: str, thing: str, *, rng: random.Random) -> list[tuple[
     if rng.random() < 0.75:
         told += [("", "at"), ("where", rng.choice(_PLACES))]
     if rng.random() < 0.75:
-        when = [("", "on"), ("when", rng.choice(_DAYS))]
-        told = [*told, *when]
+        told += [("", "on"), ("when", rng.choice(_DAYS))]
     return [*told, ("", ".")]

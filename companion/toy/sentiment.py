@@ -3,6 +3,7 @@
 import random
 
 from companion.text import Review
+from companion.toy.writing import write_distinct
 
 _GOOD = ("good", "great", "brilliant", "moving", "clever", "funny", "fresh", "convincing")
 _BAD = ("bad", "terrible", "dull", "clumsy", "boring", "flat", "tired", "tedious")
@@ -68,13 +69,13 @@ def reviews(n: int, seed: int = 0) -> list[Review]:
         >>> sorted(review.label for review in toy.reviews(4, seed=0))
         [0, 0, 1, 1]
     """
-    if not 0 <= n <= 100_000:
-        raise ValueError(f"n={n}; choose 0 to 100,000 reviews")
     rng = random.Random(seed)
-    written: dict[str, int] = {}
-    while len(written) < n:
-        label = len(written) % 2
-        written.setdefault(_write_review(label, rng), label)
+
+    def write(number: int) -> tuple[str, int]:
+        label = number % 2
+        return _write_review(label, rng), label
+
+    written = write_distinct(n, "reviews", write)
     written_reviews = [Review(text, label) for text, label in written.items()]
     rng.shuffle(written_reviews)
     return written_reviews
