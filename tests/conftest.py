@@ -1,7 +1,10 @@
+import shutil
+
 import hypothesis
 import jaxtyping
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")
@@ -34,3 +37,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, driven by Playwright; it ends with the module, since other tests want the event loop."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable)
+        yield browser
+        browser.close()

@@ -1,4 +1,4 @@
-"""Plotting: arrays to matplotlib figures. Nothing here runs a model."""
+"""Figures: arrays to matplotlib figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

@@ -1,0 +1,12 @@
+"""Plotting: arrays to pictures. Nothing here runs a model.
+
+``figures`` draws matplotlib figures.
+"""
+
+from companion.plotting.figures import plot_attention as plot_attention
+from companion.plotting.figures import plot_history as plot_history
+from companion.plotting.figures import plot_lines as plot_lines
+from companion.plotting.figures import plot_masks as plot_masks
+from companion.plotting.figures import plot_positions as plot_positions
+from companion.plotting.figures import plot_sums as plot_sums
+from companion.plotting.figures import plot_tensors as plot_tensors
