@@ -1,0 +1,367 @@
+"""The site in a real browser, built from the stored outputs: what a reader meets on every page."""
+
+import functools
+import http.server
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from matplotlib.image import imread
+
+ROOT = Path(__file__).parents[1]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+NOTEBOOKS = [page for page in PAGES if (ROOT / f"{page}.ipynb").exists()]
+TYPESET = "() => window.MathJax ? MathJax.startup.promise.then(() => true) : true"
+
+
+@pytest.fixture(scope="module")
+def site(browser, tmp_path_factory):
+    """Build the site without executing a chapter, and return its folder."""
+    source = tmp_path_factory.mktemp("book")
+    for folder in ("book", "companion"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_toc.yml", "constraints.txt"):
+        shutil.copy(ROOT / name, source)
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["execute"]["execute_notebooks"] = "off"
+    (source / "_config.yml").write_text(yaml.safe_dump(config))
+    build = [Path(sys.executable).parent / "jupyter-book", "build", source, "-n", "-W", "--keep-going"]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return source / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Serve the site, and return its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def tab(browser):
+    """Return a function that opens an address in a context of its own and waits until the formulas are typeset."""
+    contexts = []
+
+    def visit(address, *, width=1280, height=800, complaints=None, requests=None, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        if complaints is not None:
+            page.on("console", lambda message: message.type in {"error", "warning"} and complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+        if requests is not None:
+            page.on("request", lambda request: requests.append(request.url))
+        page.goto(address)
+        page.wait_for_load_state("networkidle")
+        page.evaluate(TYPESET)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one visit of a page saw.
+
+    Attributes:
+        complaints: Errors and warnings on the console.
+        requests: Every address that the page asked for.
+        formulas: Formulas on the page, and those of them that MathJax has set.
+        faults: Formulas that MathJax could not set.
+        prose: The text, without code.
+        images: Source, alt text and width in pixels of each image.
+        meta: Property and content of the Open Graph data, and the favicon's address.
+    """
+
+    complaints: list[str]
+    requests: list[str]
+    formulas: tuple[int, int]
+    faults: list[str]
+    prose: str
+    images: list[tuple[str, str, int]]
+    meta: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def seen(browser, site, address):
+    """Return a function from a page to what a visit saw; each page is visited once."""
+
+    @functools.cache
+    def visit(name):
+        complaints, requests = [], []
+        page = browser.new_page()
+        page.on("console", lambda message: message.type in {"error", "warning"} and complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"{address}/{name}.html")
+        page.wait_for_load_state("networkidle")
+        page.evaluate(TYPESET)
+        faults = page.locator("mjx-merror").evaluate_all("errors => errors.map(e => e.getAttribute('title'))")
+        prose = page.evaluate(
+            """() => {
+                const article = document.querySelector("article").cloneNode(true);
+                article.querySelectorAll("pre, code, script, style, mjx-container").forEach(e => e.remove());
+                return article.textContent;
+            }"""
+        )
+        images = page.locator("img").evaluate_all(
+            "images => images.map(i => [i.getAttribute('src'), i.alt, i.naturalWidth])"
+        )
+        meta = dict(
+            page.locator("meta[property^='og:']").evaluate_all(
+                "all => all.map(m => [m.getAttribute('property'), m.content])"
+            )
+        )
+        meta["icon"] = page.evaluate("document.querySelector('link[rel~=icon]').href")
+        formulas = (page.locator(".math").count(), page.locator(".math:has(mjx-container)").count())
+        page.close()
+        return Seen(complaints, requests, formulas, faults, prose, [tuple(i) for i in images], meta)
+
+    return visit
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_complains_and_no_request_leaves_the_machine(page, seen, address):
+    assert seen(page).complaints == []
+    assert len(seen(page).requests) > 10
+    assert [url for url in seen(page).requests if not url.startswith((f"{address}/", "data:"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_formula_is_typeset(page, seen):
+    formulas, typeset = seen(page).formulas
+    source = nbformat.read(ROOT / f"{page}.ipynb", as_version=4) if page in NOTEBOOKS else None
+    assert typeset == formulas
+    assert formulas > 0 or not source or not any("$" in c.source for c in source.cells if c.cell_type == "markdown")
+    assert seen(page).faults == []
+    assert re.findall(r".{0,30}(?:\$|\\\(|\\\[|\\[a-z]+\{).{0,30}", seen(page).prose) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_image_loads_and_has_alt_text(page, seen):
+    assert [source[:80] for source, alt, width in seen(page).images if not (width and alt.strip())] == []
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_every_figure_of_a_notebook_is_on_its_page(page, seen):
+    cells = nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
+    alts = [cell.metadata.mystnb.image.alt for cell in cells if "image" in cell.metadata.get("mystnb", {})]
+    shown = [alt for _, alt, _ in seen(page).images]
+    assert [alt for alt in alts if alt not in shown] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_presents_itself_when_shared(page, seen, site, address):
+    meta = seen(page).meta
+    assert meta["og:title"]
+    assert len(meta["og:description"]) > 40
+    assert meta["og:url"].endswith(f"/{page}.html")
+    assert imread(site / meta["og:image"].partition("/measured-transformer/")[2]).shape[:2] == (630, 1200)
+    assert (site / meta["icon"].removeprefix(f"{address}/")).is_file()
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_scrolls_no_page_sideways(width, tab, address):
+    page = tab(f"{address}/{PAGES[0]}.html", width=width)
+    wide = {}
+    for name in PAGES:
+        page.goto(f"{address}/{name}.html")
+        page.evaluate(TYPESET)
+        wide[name] = page.evaluate("document.documentElement.scrollWidth")
+    assert wide == dict.fromkeys(PAGES, width)
+
+
+CONTRAST = {"runOnly": ["color-contrast", "link-in-text-block"]}  # the rules that depend on colours
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("scheme", "width", "options"),
+    [("light", 1280, {}), ("dark", 1280, CONTRAST), ("light", 390, {"runOnly": ["scrollable-region-focusable"]})],
+    ids=["light", "dark", "phone"],
+)
+def test_axe_finds_no_serious_fault(page, scheme, width, options, tab, address):
+    opened = tab(f"{address}/{page}.html", color_scheme=scheme, width=width)
+    assert opened.locator("html").get_attribute("data-theme") == scheme
+    violations = Axe().run(opened, options={"resultTypes": ["violations"], **options}).response["violations"]
+    grave = {
+        violation["id"]: [node["html"][:200] for node in violation["nodes"]]
+        for violation in violations
+        if violation["impact"] in {"serious", "critical"}
+    }
+    assert grave == {}
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance (WCAG 2.2) of a colour that a browser has computed."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def rgb(colour: str) -> list[float]:
+    """Return red, green and blue, 0 to 1, of a colour such as ``rgb(18, 20, 30)``."""
+    return [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+
+
+def test_dark_mode_turns_the_page_and_leaves_figures_on_a_light_card(tab, address):
+    page = tab(f"{address}/book/attention.html", color_scheme="dark")
+    colour = "(e, name) => getComputedStyle(e)[name]"
+    background = luminance(page.locator("body").evaluate(colour, "background-color"))
+    text = luminance(page.locator("article p").first.evaluate(colour, "color"))
+    assert (text + 0.05) / (background + 0.05) > 7
+    cards = page.locator(".cell_output img").evaluate_all(
+        "images => images.map(e => getComputedStyle(e).backgroundColor)"
+    )
+    assert {luminance(card) for card in cards} == {1.0}
+
+
+def test_search_finds_rotary(tab, address):
+    complaints = []
+    page = tab(f"{address}/{PAGES[0]}.html", complaints=complaints)
+    page.keyboard.press("Control+k")
+    page.keyboard.type("rotary")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results ul.search li p")
+    found = page.locator("#search-results ul.search li > a").evaluate_all("links => links.map(a => a.href)")
+    assert any("/book/positions.html" in link for link in found)
+    assert any("/book/api.html#companion.RotaryEmbedding" in link for link in found)
+    assert complaints == []
+
+
+FOCUSED = """() => {
+    const e = document.activeElement;
+    if (e.closest("nav.bd-links")) return "contents " + e.getAttribute("href");
+    return e.classList.contains("theme-switch-button") ? "theme" : e.textContent.trim();
+}"""
+
+
+def press_until(page, key, wanted, most=60):
+    """Press a key until what has the focus begins with a text, and return what had it on the way."""
+    focused = []
+    while not (focused and focused[-1].startswith(wanted)):
+        assert len(focused) < most, focused
+        page.keyboard.press(key)
+        focused.append(page.evaluate(FOCUSED))
+    return focused
+
+
+def test_keyboard_reaches_contents_and_theme_switch(tab, address):
+    page = tab(f"{address}/book/attention.html", color_scheme="light")
+    assert press_until(page, "Tab", "Skip to main content") == ["Skip to main content"]
+    press_until(page, "Tab", "contents")
+    press_until(page, "Tab", "contents positions.html")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/book/positions.html")
+
+    press_until(page, "Tab", "theme")
+    themes = []
+    for _ in range(3):
+        page.keyboard.press("Enter")
+        themes.append(
+            (page.locator("html").get_attribute("data-mode"), page.locator("html").get_attribute("data-theme"))
+        )
+    assert set(themes) == {("auto", "light"), ("light", "light"), ("dark", "dark")}
+
+
+def test_keyboard_opens_contents_on_a_phone(tab, address):
+    page = tab(f"{address}/book/attention.html", width=390)
+    contents = page.locator("nav.bd-links a", has_text="Positions")
+    assert not contents.is_visible()
+    page.locator("button.primary-toggle").first.focus()
+    page.keyboard.press("Enter")
+    contents.wait_for(state="visible")
+    press_until(page, "Tab", "contents positions.html")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/book/positions.html")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_solutions_unfold(name, tab, address):
+    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    solutions = [cell.source for cell in cells if "hide-cell" in cell.metadata.get("tags", [])]
+    page = tab(f"{address}/{name}.html")
+    folded = page.locator("details.hide")
+    assert folded.count() == len(solutions) > 0
+    for index, source in enumerate(solutions):
+        code = folded.nth(index).locator("div.highlight").first
+        assert not code.is_visible()
+        folded.nth(index).locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert code.is_visible()
+        assert code.inner_text().strip() == source.strip()
+
+
+def test_next_and_previous_walk_through_the_whole_book(tab, address):
+    page = tab(f"{address}/index.html")
+    page.wait_for_url(f"**/{PAGES[0]}.html")
+    walked = [PAGES[0]]
+    for link in ("a.right-next", "a.left-prev"):
+        while page.locator(link).count():
+            page.locator(link).click()
+            page.wait_for_load_state()
+            walked.append(page.url.removeprefix(f"{address}/").removesuffix(".html"))
+    assert walked == [*PAGES, *reversed(PAGES[:-1])]
+
+
+@pytest.mark.parametrize("name", ["book/attention", "book/trends"])
+def test_copy_buttons_copy_the_cell(name, tab, address):
+    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    sources = [c.source for c in cells if c.cell_type == "code" and "remove-cell" not in c.metadata.get("tags", [])]
+    page = tab(f"{address}/{name}.html", permissions=["clipboard-read", "clipboard-write"])
+    buttons = page.locator("div.cell_input button.copybtn")
+    assert buttons.count() == len(sources)
+    for index in (0, 1, len(sources) // 2):
+        buttons.nth(index).click()
+        assert page.evaluate("navigator.clipboard.readText()").strip() == sources[index].strip()
+
+
+def test_copy_buttons_of_examples_leave_prompts_and_outputs(tab, address):
+    page = tab(f"{address}/book/api.html", permissions=["clipboard-read", "clipboard-write"])
+    example = page.locator("div.highlight", has_text=">>> ").first
+    lines = example.inner_text().splitlines()
+    example.locator("button.copybtn").click()
+    statements = [line[4:] for line in lines if line.startswith((">>> ", "... "))]
+    assert page.evaluate("navigator.clipboard.readText()").splitlines() == statements
+    assert len(statements) < len(lines)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_chapters_say_how_long_they_take_to_read(name, tab, address):
+    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    code = [cell.source for cell in cells[2:] if cell.cell_type == "code"]
+    lines = sum(bool(line.strip()) for source in code for line in source.splitlines())
+    page = tab(f"{address}/{name}.html")
+    minutes = int(re.fullmatch(r"(\d+) min to read", page.locator("p.times").inner_text())[1])
+    assert minutes == pytest.approx(words / 200 + lines / 20, rel=0.1)
+
+
+def test_site_works_from_the_disk(tab, site):
+    complaints, requests = [], []
+    page = tab((site / "index.html").as_uri(), complaints=complaints, requests=requests)
+    page.wait_for_url("**/book/index.html")
+    page.locator("a.right-next").click()
+    page.wait_for_url("**/book/background.html")
+    page.evaluate(TYPESET)
+    assert page.locator("article mjx-container").count() > 10
+    assert complaints == []
+    assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
