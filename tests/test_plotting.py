@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from IPython.core.pylabtools import retina_figure
 from matplotlib import rc_context, rcParams, style
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -305,6 +306,15 @@ def test_a_figure_looks_the_same_whatever_style_the_caller_has_set_and_leaves_th
         ugly = pixels(draw())
         assert dict(rcParams) == before
     np.testing.assert_array_equal(ugly, plain)
+
+
+def test_a_figure_in_a_notebook_looks_the_same_whatever_style_the_caller_has_set():
+    def shown():
+        return retina_figure(DRAWINGS[6](), base64=False)[0]
+
+    plain = shown()
+    with rc_context({name: value for name, value in UGLY.items() if not name.startswith("savefig.")}):
+        assert shown() == plain
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)

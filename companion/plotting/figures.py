@@ -25,9 +25,10 @@ Line = tuple[Sequence[int | float], Sequence[int | float]]
 
 
 class BookFigure(Figure):
-    """A figure that draws and saves itself in the book's style too: matplotlib makes the ticks as late as that."""
+    """A figure that measures, draws and saves itself in the book's style too: some settings count as late as that."""
 
     draw = _in_book_style(Figure.draw)
+    get_tightbbox = _in_book_style(Figure.get_tightbbox)
     savefig = _in_book_style(Figure.savefig)
 
 
