@@ -44,6 +44,7 @@ MAX_LINES = 20
 MAX_WIDTH = 88  # what the site shows of a code line without scrolling
 MIN_ASSERTS = 5
 MAX_UNSTABLE = 1 / 3
+STYLE = 'with style.context("companion.plotting.book"):'
 TAGS = {"hide-cell", "hide-input", "hide-output", "nbval-ignore-output"}
 
 # HTML that the site, Colab and GitHub all render; most other tags are dropped or shown as text somewhere.
@@ -219,6 +220,15 @@ def described_figures(notebook: NotebookNode) -> list[str]:
     return problems
 
 
+def figures_in_one_style(notebook: NotebookNode) -> list[str]:
+    """A figure that a chapter draws by itself has the style of those that the package draws."""
+    return [
+        f"code cell {index} draws a figure in another style"
+        for index, cell in enumerate(code_cells(notebook))
+        if re.search(r"\bFigure\(|\bplt\.|\bpyplot\b", cell.source) and STYLE not in cell.source
+    ]
+
+
 def links_notation(notebook: NotebookNode) -> list[str]:
     """A chapter's first cell says where its symbols are explained."""
     return [] if "](notation.md)" in notebook.cells[0].source else ["the first cell does not link to notation.md"]
@@ -237,6 +247,7 @@ RULES = [
     folded_solutions,
     portable_markdown,
     described_figures,
+    figures_in_one_style,
     links_notation,
 ]
 
@@ -441,6 +452,9 @@ BAD_CHAPTERS = [
         described_figures,
         chapter(new_code_cell(outputs=[FIGURE], metadata={"mystnb": ALT}), new_markdown_cell("A cat.")),
     ),
+    (figures_in_one_style, chapter(code("figure = Figure(figsize=(6, 3))"))),
+    (figures_in_one_style, chapter(code("import matplotlib.pyplot as plt"))),
+    (figures_in_one_style, chapter(code("plt.plot(x)"))),
     (links_notation, without_notation()),
 ]
 

@@ -4,7 +4,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from IPython.core.pylabtools import retina_figure
+from matplotlib import rc_context, rcParams, style
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from companion.plotting import (
     plot_attention,
@@ -89,7 +94,8 @@ def test_a_history_is_a_panel_for_each_metric_with_a_curve_for_each_split(metric
         for line in ax.lines:
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [entry[line.get_label()][metric] for entry in HISTORY]
-        assert [text.get_text() for text in ax.get_legend().get_texts()] == ["train", "dev"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["train", "dev"]
 
 
 def test_without_a_dev_split_there_is_one_curve():
@@ -233,22 +239,187 @@ def test_nothing_to_draw_is_refused(plot, name):
         plot({})
 
 
-FIGURES = [
-    plot_attention(WEIGHTS, QUERIES, KEYS),
-    plot_history(HISTORY),
-    plot_masks(MASKS),
-    plot_tensors(TENSORS),
-    plot_positions(torch.eye(4)),
-    plot_lines(LINES, x_label="n", y_label="t"),
-    plot_sums(SUMS, x_label="n"),
+DRAWINGS = [
+    lambda: plot_attention(WEIGHTS, QUERIES, KEYS),
+    lambda: plot_history(HISTORY),
+    lambda: plot_masks(MASKS),
+    lambda: plot_tensors(TENSORS),
+    lambda: plot_positions(torch.eye(4)),
+    lambda: plot_lines(LINES, x_label="n", y_label="t", x_scale="log", y_scale="log", y_marks={"chance": 2}),
+    lambda: plot_lines({"below 0": (range(50), range(-25, 25))}, x_label="n", y_label="t", x_marks={"here": 2}),
+    lambda: plot_sums(SUMS, x_label="n"),
 ]
+HOUSE_STYLE = "companion.plotting.book"
+UGLY = {
+    "figure.dpi": 33,
+    "figure.figsize": (2, 9),
+    "figure.facecolor": "black",
+    "savefig.dpi": 40,
+    "savefig.transparent": True,
+    "savefig.pad_inches": 3,
+    "font.family": "serif",
+    "font.size": 30,
+    "text.antialiased": False,
+    "axes.grid": False,
+    "axes.facecolor": "yellow",
+    "axes.unicode_minus": False,
+    "axes.prop_cycle": plt.cycler(color=["red"]),
+    "axes.spines.left": False,
+    "axes.titlelocation": "right",
+    "xtick.labelsize": 3,
+    "xtick.color": "red",
+    "ytick.direction": "in",
+    "ytick.major.size": 20,
+    "lines.linewidth": 9,
+    "lines.marker": "x",
+    "legend.frameon": True,
+    "legend.title_fontsize": 40,
+    "hatch.linewidth": 5,
+    "patch.force_edgecolor": True,
+    "image.cmap": "jet",
+    "image.interpolation": "bicubic",
+    "image.origin": "lower",
+    "path.sketch": (3, 100, 2),
+}
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_a_figure_is_drawn_on_an_opaque_white_card_and_left_out_of_pyplot(figure):
+def pixels(figure, **options):
     file = io.BytesIO()
-    figure.savefig(file)
+    figure.savefig(file, **options)
     file.seek(0)
-    corner = imread(file)[0, 0]
-    assert corner.tolist() == [1, 1, 1, 1]
+    return imread(file)
+
+
+@pytest.mark.parametrize("figure", [draw() for draw in DRAWINGS])
+def test_a_figure_is_drawn_on_an_opaque_white_card_and_left_out_of_pyplot(figure):
+    image = pixels(figure)
+    assert image[0, 0].tolist() == [1, 1, 1, 1]
+    assert (image[..., 3] == 1).all()
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_a_figure_looks_the_same_whatever_style_the_caller_has_set_and_leaves_that_style_alone(draw):
+    plain = pixels(draw())
+    with rc_context(UGLY):
+        before = dict(rcParams)
+        ugly = pixels(draw())
+        assert dict(rcParams) == before
+    np.testing.assert_array_equal(ugly, plain)
+
+
+def test_a_figure_in_a_notebook_looks_the_same_whatever_style_the_caller_has_set():
+    def shown():
+        return retina_figure(DRAWINGS[6](), base64=False)[0]
+
+    plain = shown()
+    with rc_context({name: value for name, value in UGLY.items() if not name.startswith("savefig.")}):
+        assert shown() == plain
+
+
+@pytest.mark.parametrize("draw", DRAWINGS)
+def test_a_figure_fits_the_page_and_its_texts_can_be_read_on_a_phone(draw):
+    figure = draw()
+    figure.draw_without_rendering()
+    width, height = figure.bbox.size  # in pixels of the page
+    assert width <= 700
+    assert pixels(figure, bbox_inches=figure.bbox_inches).shape[:2] == (round(2 * height), round(2 * width))
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert len(texts) > 5
+    for text in texts:
+        assert text.get_fontname() == "DejaVu Sans"
+        assert text.get_fontsize() / 72 * figure.dpi * 350 / width >= 6
+
+
+def test_lines_and_bars_take_their_colours_from_the_style_sheet():
+    with style.context(HOUSE_STYLE):
+        colours = rcParams["axes.prop_cycle"].by_key()["color"]
+    assert colours == ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]  # Okabe & Ito
+    lines = {str(number): ([1, 2], [number, 1]) for number in range(7)}
+    (ax,) = plot_lines(lines, x_label="n", y_label="t").axes
+    assert [line.get_color() for line in ax.lines] == colours
+    (ax,) = plot_sums({"a": dict.fromkeys("abcdefg", 1)}, x_label="n").axes
+    assert [to_hex(bars[0].get_facecolor()) for bars in ax.containers] == colours
+    (ax,) = plot_history(HISTORY, ["loss"]).axes
+    assert [line.get_color() for line in ax.lines] == colours[:2]
+
+
+def test_weights_have_one_colour_map_and_signed_values_another():
+    assert {ax.images[0].cmap.name for ax in maps(plot_attention(WEIGHTS, QUERIES, KEYS))} == {"Blues"}
+    signed = [*maps(plot_tensors(TENSORS)), *maps(plot_positions(torch.eye(4)))]
+    assert {ax.images[0].cmap.name for ax in signed} == {"RdBu_r"}
+
+
+def test_the_style_serves_figures_of_the_callers_own():
+    with style.context(HOUSE_STYLE):
+        figure = Figure()
+        ax = figure.subplots()
+        (line,) = ax.plot([1, 2])
+    ours = plot_lines({"": ([0, 1], [1, 2])}, x_label="", y_label="")
+    assert line.get_color() == ours.axes[0].lines[0].get_color()
+    assert figure.get_size_inches().tolist() == ours.get_size_inches().tolist()
+    assert [side for side, spine in ax.spines.items() if spine.get_visible()] == ["left", "bottom"]
+
+
+@pytest.mark.parametrize("draw", [draw for draw in DRAWINGS if draw().legends])
+def test_the_legend_stands_above_the_panels_and_within_the_figure(draw):
+    figure = draw()
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert not legend.get_frame_on()
+    assert all(box.y0 >= ax.get_window_extent().y1 for ax in figure.axes)
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
+def test_a_legend_takes_as_many_rows_as_it_needs():
+    def rows(*labels):
+        lines = {label: ([1, 2], [1, 2]) for label in labels}
+        figure = plot_lines(lines, x_label="n", y_label="t")
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        return len({round(text.get_window_extent().y0) for text in legend.get_texts()})
+
+    assert rows("a", "b", "c", "d") == 1
+    assert rows(*(letter * 20 for letter in "abcd")) == 2
+    assert rows("a" * 100, "b" * 100) == 2
+
+
+@pytest.mark.parametrize(
+    ("high", "shown"),
+    [(20, ["1", "2", "5", "10", "20"]), (1e6, [f"$\\mathdefault{{10^{{{power}}}}}$" for power in range(7)])],
+)
+def test_a_logarithmic_axis_of_few_decades_has_plain_numbers(high, shown):
+    figure = plot_lines({"": ([0, 1], [1, high])}, x_label="n", y_label="t", y_scale="log")
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    low, high = ax.get_ylim()
+    seen = [text.get_text() for text in ax.get_yticklabels(which="both") if low <= text.get_position()[1] <= high]
+    assert [text for text in seen if text] == shown
+
+
+def test_thousands_are_set_apart_on_the_horizontal_axis():
+    figure = plot_lines({"": ([-10_000, 10_000], [1, 2])}, x_label="n", y_label="t")
+    figure.draw_without_rendering()
+    assert {"−10,000", "0", "5,000"} <= set(labels(figure.axes[0].xaxis))
+
+
+def test_past_sixteen_points_only_some_have_markers():
+    def markers(points, count=2):
+        values = {str(number): (range(points), range(points)) for number in range(count)}
+        line = plot_lines(values, x_label="n", y_label="t").axes[0].lines[0]
+        return line.get_marker(), line.get_markevery()
+
+    assert (markers(16), markers(17)) == (("o", 1), ("o", 0.1))
+    assert (markers(16, 1), markers(17, 1)[0]) == (("o", 1), "")
+
+
+def test_a_map_is_no_higher_than_its_rows_and_its_colour_bar_than_the_map():
+    figure = plot_attention(torch.full((1, 3, 20), 0.05), ["a", "b", "c"], ["word"] * 20)
+    figure.draw_without_rendering()
+    (ax,) = maps(figure)
+    (bar,) = [ax for ax in figure.axes if not ax.images]
+    box = ax.get_window_extent()
+    assert box.height / box.width == pytest.approx(3 / 20)
+    assert bar.get_window_extent().height == pytest.approx(box.height, rel=0.02)

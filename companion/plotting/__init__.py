@@ -1,6 +1,7 @@
 """Plotting: arrays to pictures. Nothing here runs a model.
 
-``figures`` draws matplotlib figures.
+``figures`` draws matplotlib figures; ``book.mplstyle`` is how they look, for others too:
+``plt.style.use("companion.plotting.book")``.
 """
 
 from companion.plotting.figures import plot_attention as plot_attention

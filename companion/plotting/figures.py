@@ -1,25 +1,38 @@
-"""Figures: arrays to matplotlib figures."""
+"""Figures: arrays to matplotlib figures, all in the style of ``book.mplstyle``, whatever style the caller has set."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Bool, Float
+from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-_GREY = "#667085"
-# Okabe & Ito's colours, told apart by colour-blind readers too; markers tell the lines apart in print.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = "osD^vPX"
+_in_book_style = style.context("companion.plotting.book", after_reset=True)
+
+_MARKERS = "osD^vPX"  # a marker for each colour of the style tells the lines apart in print
+_WIDTH = 7.0  # inches, the most that a page shows at full size
+_SMALLEST_CELL, _LARGEST_CELL = 0.17, 0.28  # inches: a line of text, and what looks like a map
+_MANY_POINTS = 16  # past them, markers stand at some of the points only
+_SIGNED = "RdBu_r"
 
 Scale = Literal["linear", "log"]
 Line = tuple[Sequence[int | float], Sequence[int | float]]
 
 
+class BookFigure(Figure):
+    """A figure that measures, draws and saves itself in the book's style too: some settings count as late as that."""
+
+    draw = _in_book_style(Figure.draw)
+    get_tightbbox = _in_book_style(Figure.get_tightbbox)
+    savefig = _in_book_style(Figure.savefig)
+
+
+@_in_book_style
 def plot_attention(
     weights: Float[Tensor, "heads query key"],
     query_tokens: Sequence[str],
@@ -53,23 +66,21 @@ def plot_attention(
             f"expected {queries} and {keys}, as the weights have"
         )
     values = weights.detach().cpu().float().numpy()
-    size = 1.2 + 0.24 * max(queries, keys)
-    figure = Figure(figsize=(heads * size + 0.8, size + 0.3), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, heads, squeeze=False)[0]
-    colours = ScalarMappable(Normalize(0, float(values.max())), cmap="Blues")
+    scale = Normalize(0, float(values.max()))
+    figure, axes = _maps([(queries, keys)] * heads, query_tokens, key_tokens)
     for head, ax in enumerate(axes):
-        ax.imshow(values[head], norm=colours.norm, cmap=colours.cmap)
+        ax.imshow(values[head], norm=scale)
         if heads > 1:
-            ax.set_title(f"head {head + 1}", fontsize=10)
-        ax.set_xticks(range(keys), key_tokens, rotation=90, fontsize=8)
-        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries, fontsize=8)
-        ax.set_xlabel("key", color=_GREY)
-        ax.tick_params(length=0)
-    axes[0].set_ylabel("query", color=_GREY)
-    figure.colorbar(colours, ax=axes, label="weight", shrink=0.8)
+            ax.set_title(f"head {head + 1}")
+        ax.set_xticks(range(keys), key_tokens, rotation=90)
+        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries)
+        ax.set_xlabel("key")
+    axes[0].set_ylabel("query")
+    _colour_bar(figure, ScalarMappable(scale), axes, "weight")
     return figure
 
 
+@_in_book_style
 def plot_masks(masks: Mapping[str, Bool[Tensor, "query key"]]) -> Figure:
     """Draw boolean masks, a panel each: dark where the entry is ``True``.
 
@@ -87,24 +98,27 @@ def plot_masks(masks: Mapping[str, Bool[Tensor, "query key"]]) -> Figure:
         >>> [ax.get_title() for ax in figure.axes]
         ['causal', 'window']
     """
-    figure, axes = _panels(masks, "masks", width=2.1, height=2.8)
+    if not masks:
+        raise ValueError("masks is empty; there is nothing to draw")
+    figure, axes = _maps([mask.shape for mask in masks.values()])
     for ax, (title, mask) in zip(axes, masks.items(), strict=True):
         values = mask.detach().cpu().numpy()
         queries, keys = values.shape
-        ax.pcolormesh(values, cmap=ListedColormap(["white", _COLOURS[0]]), vmin=0, vmax=1, edgecolor=_GREY, lw=0.5)
+        colours = ListedColormap([rcParams["axes.facecolor"], "C0"])
+        ax.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolor=rcParams["axes.edgecolor"], linewidth=0.5)
         rows, columns = values.nonzero()
-        ax.scatter(columns + 0.5, rows + 0.5, s=5, color="white")
-        ax.set_title(title, fontsize=9)
-        ax.set_xticks([key + 0.5 for key in range(keys)], map(str, range(keys)), fontsize=7)
-        ax.set_yticks([query + 0.5 for query in range(queries)], map(str, range(queries)), fontsize=7)
+        ax.scatter(columns + 0.5, rows + 0.5, s=5, color=rcParams["axes.facecolor"])
+        ax.set_title(title)
+        ax.set_xticks([key + 0.5 for key in range(keys)], map(str, range(keys)))
+        ax.set_yticks([query + 0.5 for query in range(queries)], map(str, range(queries)))
         ax.set_aspect("equal")
         ax.invert_yaxis()
-        ax.set_xlabel("key", color=_GREY)
-        ax.tick_params(length=0)
-    axes[0].set_ylabel("query", color=_GREY)
+        ax.set_xlabel("key")
+    axes[0].set_ylabel("query")
     return figure
 
 
+@_in_book_style
 def plot_tensors(tensors: Mapping[str, Float[Tensor, "row column"]], row_labels: Sequence[str] | None = None) -> Figure:
     r"""Draw matrices side by side, a panel each, on one colour scale around 0.
 
@@ -123,26 +137,31 @@ def plot_tensors(tensors: Mapping[str, Float[Tensor, "row column"]], row_labels:
         >>> [ax.get_title() for ax in figure.axes[:2]]
         ['query\n(3, 8)', 'scores\n(3, 3)']
     """
-    figure, axes = _panels(tensors, "tensors", width=2.2, height=2.2)
+    if not tensors:
+        raise ValueError("tensors is empty; there is nothing to draw")
     arrays = {title: tensor.detach().cpu().float().numpy() for title, tensor in tensors.items()}
     rows = len(next(iter(arrays.values())))
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"got {len(row_labels)} row labels; expected {rows}, as the first matrix has rows")
     limit = max(float(abs(array).max()) for array in arrays.values()) or 1.0
-    colours = ScalarMappable(Normalize(-limit, limit), cmap="RdBu_r")
+    scale = Normalize(-limit, limit)
+    width, height = 1.2 + 1.9 * len(tensors), 1.1 + min(max(0.17 * rows, 1.2), 2.4)
+    figure = BookFigure(figsize=(min(width, _WIDTH), height))
+    axes = list(figure.subplots(1, len(tensors), squeeze=False)[0])
     for ax, (title, array) in zip(axes, arrays.items(), strict=True):
-        ax.imshow(array, vmin=-limit, vmax=limit, cmap=colours.cmap, aspect="auto", interpolation="nearest")
-        ax.set_title(f"{title}\n{array.shape}", fontsize=9)
-        ax.set_xticks([0, array.shape[1] - 1])
+        ax.imshow(array, norm=scale, cmap=_SIGNED, aspect="auto")
+        ax.set_title(f"{title}\n{array.shape}")
+        ax.set_xticks(sorted({0, array.shape[1] - 1}))
         ax.set_yticks([])
-        ax.set_xlabel("column", color=_GREY)
-        ax.tick_params(length=0, labelsize=8)
+        ax.set_xlabel("column")
+        _frame(ax)
     axes[0].set_yticks(range(rows), row_labels or map(str, range(rows)))
-    axes[0].set_ylabel("row" if row_labels is None else "token", color=_GREY)
-    figure.colorbar(colours, ax=axes, label="value", shrink=0.9)
+    axes[0].set_ylabel("row" if row_labels is None else "token")
+    _colour_bar(figure, ScalarMappable(scale, cmap=_SIGNED), axes, "value")
     return figure
 
 
+@_in_book_style
 def plot_positions(table: Float[Tensor, "length d_model"]) -> Figure:
     """Draw a table of position vectors: a row for each position, a column for each dimension.
 
@@ -159,15 +178,17 @@ def plot_positions(table: Float[Tensor, "length d_model"]) -> Figure:
     """
     values = table.detach().cpu().float().numpy()
     limit = float(abs(values).max()) or 1.0
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained", facecolor="white")
+    figure = BookFigure()
     ax = figure.subplots()
-    image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    image = ax.imshow(values, cmap=_SIGNED, vmin=-limit, vmax=limit, aspect="auto")
     ax.set_xlabel("dimension")
     ax.set_ylabel("position")
-    figure.colorbar(image, label="value")
+    _frame(ax)
+    _colour_bar(figure, image, [ax], "value")
     return figure
 
 
+@_in_book_style
 def plot_lines(
     lines: Mapping[str, Line],
     *,
@@ -201,33 +222,32 @@ def plot_lines(
         >>> figure.axes[0].get_legend_handles_labels()[1]
         ['squares']
     """
-    if not 1 <= len(lines) <= len(_COLOURS):
-        raise ValueError(f"got {len(lines)} lines; choose 1 to {len(_COLOURS)}, which colours can tell apart")
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained", facecolor="white")
+    if not 1 <= len(lines) <= len(_MARKERS):
+        raise ValueError(f"got {len(lines)} lines; choose 1 to {len(_MARKERS)}, which colours can tell apart")
+    figure = BookFigure()
     ax = figure.subplots()
     ax.set_yscale(y_scale)
     if x_scale == "log":
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
-    for (label, (x, y)), colour, marker in zip(lines.items(), _COLOURS, _MARKERS, strict=False):
-        ax.plot(x, y, color=colour, marker=marker, markersize=4 if len(x) < 40 else 0, label=label)
+    for (label, (x, y)), marker in zip(lines.items(), _MARKERS, strict=False):
+        few = len(x) <= _MANY_POINTS
+        ax.plot(x, y, marker=marker if few or len(lines) > 1 else "", markevery=1 if few else 0.1, label=label)
     for label, place in (x_marks or {}).items():
-        ax.axvline(place, color=_GREY, linestyle=":", linewidth=1)
-        ax.annotate(
-            label, (place, 1), xycoords=("data", "axes fraction"), color=_GREY, fontsize=8, ha="center", va="bottom"
-        )
+        ax.axvline(place, color=rcParams["axes.labelcolor"], linestyle=":", linewidth=1)
+        _note(ax, label, (place, 1), ("data", "axes fraction"), above=True)
     for label, place in (y_marks or {}).items():
-        ax.axhline(place, color=_GREY, linestyle=":", linewidth=1)
-        ax.annotate(
-            label, (1, place), xycoords=("axes fraction", "data"), color=_GREY, fontsize=8, ha="right", va="bottom"
-        )
+        ax.axhline(place, color=rcParams["axes.labelcolor"], linestyle=":", linewidth=1)
+        _note(ax, label, (1, place), ("axes fraction", "data"))
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
-    ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside right upper")
+    ax.xaxis.set_major_formatter("{x:,.10g}")
+    if y_scale == "log":
+        _label_few_decades(ax)
+    _legend(figure)
     return figure
 
 
+@_in_book_style
 def plot_sums(sums: Mapping[str, Mapping[str, int | float]], *, x_label: str) -> Figure:
     """Draw sums as bars, term beside term, with the total at the end of each.
 
@@ -247,27 +267,28 @@ def plot_sums(sums: Mapping[str, Mapping[str, int | float]], *, x_label: str) ->
         ['12.0', '5.0']
     """
     terms = list(next(iter(sums.values()), ()))
-    if not 1 <= len(terms) <= len(_COLOURS):
-        raise ValueError(f"got {len(terms)} terms; choose 1 to {len(_COLOURS)}, which colours can tell apart")
+    if not 1 <= len(terms) <= len(_MARKERS):
+        raise ValueError(f"got {len(terms)} terms; choose 1 to {len(_MARKERS)}, which colours can tell apart")
     if any(list(values) != terms for values in sums.values()):
         raise ValueError(f"the sums differ in their terms; give each {terms}, in this order")
-    figure = Figure(figsize=(6.0, 0.8 + 0.5 * len(sums)), layout="constrained", facecolor="white")
+    figure = BookFigure(figsize=(rcParams["figure.figsize"][0], 1.2 + 0.45 * len(sums)))
     ax = figure.subplots()
     totals = [0.0] * len(sums)
-    for term, colour in zip(terms, _COLOURS, strict=False):
+    for term in terms:
         values = [entries[term] for entries in sums.values()]
-        ax.barh(list(sums), values, left=totals, height=0.6, color=colour, label=term)
+        ax.barh(list(sums), values, left=totals, height=0.65, label=term)
         totals = [total + value for total, value in zip(totals, values, strict=True)]
     for name, total in zip(sums, totals, strict=True):
-        ax.annotate(f"{total:.1f}", (total, name), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+        _note(ax, f"{total:.1f}", (total, name), "data")
     ax.invert_yaxis()
     ax.margins(x=0.1)
+    ax.grid(axis="y", visible=False)
     ax.set_xlabel(x_label)
-    ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside right upper")
+    _legend(figure)
     return figure
 
 
+@_in_book_style
 def plot_history(history: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ("loss", "accuracy")) -> Figure:
     """Draw the training and dev curves of a record's history.
 
@@ -288,28 +309,78 @@ def plot_history(history: Sequence[Mapping[str, Any]], metrics: Sequence[str] = 
     """
     if not history:
         raise ValueError("the history is empty; there is nothing to draw")
-    figure = Figure(figsize=(4.2 * len(metrics), 3.0), layout="constrained", facecolor="white")
+    figure = BookFigure(figsize=(min(3.6 * len(metrics), _WIDTH), 3.0))
     for metric, ax in zip(metrics, figure.subplots(1, len(metrics), squeeze=False)[0], strict=True):
         _plot_metric(ax, history, metric)
+    _legend(figure)
     return figure
 
 
 def _plot_metric(ax: Axes, history: Sequence[Mapping[str, Any]], metric: str) -> None:
     epochs = [entry["epoch"] for entry in history]
-    for split, colour in zip(("train", "dev"), _COLOURS, strict=False):
+    for split, marker in zip(("train", "dev"), _MARKERS, strict=False):
         if split in history[0]:
-            values = [entry[split][metric] for entry in history]
-            ax.plot(epochs, values, marker="o", color=colour, label=split)
+            ax.plot(epochs, [entry[split][metric] for entry in history], marker=marker, label=split)
     ax.set_xlabel("epoch")
     ax.set_ylabel(metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
 
 
-def _panels(shown: Mapping[str, Any], name: str, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Make a figure with a panel for each of what is shown, side by side."""
-    if not shown:
-        raise ValueError(f"{name} is empty; there is nothing to draw")
-    figure = Figure(figsize=(width * len(shown) + 0.8, height), layout="constrained", facecolor="white")
-    return figure, list(figure.subplots(1, len(shown), squeeze=False)[0])
+def _maps(
+    shapes: Sequence[tuple[int, ...]], row_labels: Sequence[str] = ("",), column_labels: Sequence[str] = ("",)
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a map of square cells for each shape, as large as the page's width and their labels allow."""
+    row_label, column_label = (0.5 + 0.09 * max(map(len, labels)) for labels in (row_labels, column_labels))
+    rows, columns = max(shape[0] for shape in shapes), sum(shape[1] for shape in shapes)
+    margin = row_label + 0.25 * len(shapes) + 0.8
+    cell = min(max((_WIDTH - margin) / columns, _SMALLEST_CELL), _LARGEST_CELL)
+    figure = BookFigure(figsize=(columns * cell + margin, rows * cell + column_label + 0.4), layout="compressed")
+    axes = list(figure.subplots(1, len(shapes), squeeze=False)[0])
+    for ax in axes:
+        _frame(ax)
+    return figure, axes
+
+
+def _frame(ax: Axes) -> None:
+    """Give a map a thin frame in place of the grid and the two axes of a line chart."""
+    ax.grid(False)
+    ax.spines[:].set_visible(True)
+
+
+def _colour_bar(figure: Figure, colours: ScalarMappable, axes: list[Axes], label: str) -> None:
+    bar = figure.colorbar(colours, ax=axes, label=label, aspect=25, pad=0.02, ticks=MaxNLocator(5, steps=[1, 2, 5, 10]))
+    bar.outline.set_visible(False)
+
+
+def _note(ax: Axes, text: str, place: tuple[Any, Any], coordinates: Any, *, above: bool = False) -> None:
+    """Write a small text above a place, or to the right of it."""
+    ax.annotate(
+        text,
+        place,
+        xycoords=coordinates,
+        xytext=(0, 3) if above else (4, 0),
+        textcoords="offset points",
+        ha="center" if above else "left",
+        va="bottom" if above else "center",
+        fontsize="small",
+        color=rcParams["axes.labelcolor"],
+    )
+
+
+def _label_few_decades(ax: Axes) -> None:
+    """Label a logarithmic axis with plain numbers, where powers of ten alone would leave it bare."""
+    low, high = ax.get_ylim()
+    if high < 1000 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:,.10g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure) -> None:
+    """Put the first panel's legend above all panels, in as few rows as fit."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    for columns in range(len(labels), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width < 0.95 * figure.bbox.width:
+            return
+        legend.remove()
