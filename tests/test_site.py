@@ -196,8 +196,9 @@ CONTRAST = {"runOnly": ["color-contrast", "link-in-text-block"]}  # the rules th
 # A token's colours depend on its class and on where its block stands; axe takes minutes for all of them.
 ONE_TOKEN_OF_A_KIND = """() => {
     const seen = new Set();
-    for (const token of document.querySelectorAll("div.highlight pre span[class]")) {
-        const kind = [token.className, !!token.closest(".cell_input"), !!token.closest(".cell_output")].join();
+    for (const token of document.querySelectorAll(":is(div.highlight pre, dt.sig) span[class]:not(:has(*), a *)")) {
+        const place = ["dt.sig", ".cell_input", ".cell_output"].map(place => !!token.closest(place));
+        const kind = [token.className, token.parentElement.className, ...place].join();
         seen.has(kind) ? token.remove() : seen.add(kind);
     }
 }"""
