@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 BUILT := _build/.doctrees/built
+PORT ?= 8000
 ALBERT := --task.sentence-task none --task.mask-probability 0.2 --task.max-n 1 --model.hidden-act relu \
 	--model.num-hidden-layers 2 --model.num-hidden-groups 2 --training.epochs 3
 STUDENT := --teacher runs/albert-teacher --max-length 504
@@ -37,6 +38,9 @@ epub: .venv/installed-book  ## Make an EPUB of the whole book; Chromium draws it
 	@rm -rf _build/epub
 	$(call build,--builder custom --custom-builder epub)
 	@echo "The book is made. Open $(CURDIR)/_build/epub/measured-transformer.epub"
+
+serve: .venv/installed-book  ## Serve the site on this machine, and rebuild what is edited (PORT=8000)
+	$(BIN)/python book/_tools/serve.py $(PORT)
 
 test: export TQDM_DISABLE := 1
 test: lint  ## Check everything: lint, unit tests, stored outputs of the chapters
