@@ -1,4 +1,5 @@
-// Arrange the book on its one page for print: a title page, the contents, the chapters. Returns what is wrong with it.
+// Arrange the book on its one page for print: a title page, the contents, the chapters.
+// Returns the bookmarks, [level, title, anchor], and what is wrong with the book.
 async ({title, author, parts, cover, style}) => {
     const make = (tag, properties = {}, ...children) => {
         const element = Object.assign(document.createElement(tag), properties);
@@ -6,6 +7,8 @@ async ({title, author, parts, cover, style}) => {
         return element;
     };
     await MathJax.startup.promise;
+    MathJax.startup.output.options.matchFontHeight = false;  // the site's letters are of another height
+    MathJax.startup.document.rerender();
     const article = document.querySelector("article");
     for (const link of article.querySelectorAll("a.headerlink")) link.remove();
 
@@ -15,38 +18,52 @@ async ({title, author, parts, cover, style}) => {
     const root = article.querySelector("h1");
     root.textContent = "About this book";
 
+    for (const {math, typesetRoot} of MathJax.startup.document.math) {
+        typesetRoot.setAttribute("role", "img");
+        typesetRoot.setAttribute("aria-label", math.trim());
+    }
+    const plain = heading => {
+        const copy = heading.cloneNode(true);
+        for (const formula of copy.querySelectorAll("mjx-container")) formula.replaceWith(formula.ariaLabel);
+        return copy.textContent;
+    };
+
     const contents = make("nav", {id: "contents"}, make("h1", {textContent: "Contents"}));
-    const chapters = [root.parentElement, ...document.querySelectorAll("span[id^='document-'] + section")];
-    for (const chapter of chapters) {
+    const bookmarks = [];
+    const enter = (section, className, level) => {
+        const heading = section.querySelector(":scope > :is(h1, h2, h3)");
+        const text = make("span", {innerHTML: heading.innerHTML});
+        contents.append(make("a", {className, href: `#${section.id}`}, text));
+        bookmarks.push([level, plain(heading), section.id]);
+    };
+    let level = 0;
+    for (const chapter of [root.parentElement, ...article.querySelectorAll("span[id^='document-'] + section")]) {
         chapter.classList.add("chapter");
-        const part = parts[chapter.previousElementSibling?.id?.replace(/^document-/, "")];
+        const part = parts[chapter.previousElementSibling?.id.replace(/^document-/, "")];
         if (part) {
             chapter.before(make("h1", {className: "part", textContent: part}));
             contents.append(make("p", {className: "part", textContent: part}));
+            bookmarks.push([0, part, chapter.id]);
+            level = 1;
         }
-        const entry = (section, level) => {
-            const title = section.querySelector(":scope > h1, :scope > h2, :scope > h3");
-            const text = make("span", {innerHTML: title.innerHTML});
-            contents.append(make("a", {className: level, href: `#${section.id}`}, text));
-        };
-        entry(chapter, "to-chapter");
-        for (const section of chapter.querySelectorAll(":scope > section:not(.chapter)")) entry(section, "to-section");
+        enter(chapter, "to-chapter", level);
+        for (const section of chapter.querySelectorAll(":scope > section")) enter(section, "to-section", level + 1);
     }
     for (const sheet of document.querySelectorAll("link[rel=stylesheet]"))
         if (!/pygments/.test(sheet.href)) sheet.remove();
     document.head.append(make("style", {textContent: style}));
     document.documentElement.dataset.theme = "light";
     document.body.replaceChildren(front, contents, article);
-    MathJax.startup.document.rerender();  // at the size of the text as it is printed
     await document.fonts.ready;
 
     const images = [...document.images];
     await Promise.all(images.map(image => image.decode().catch(() => {})));
     const targets = [...document.querySelectorAll("a[href^='#']")].map(link => decodeURIComponent(link.hash.slice(1)));
-    return [
+    const problems = [
         ...images.filter(image => !image.naturalWidth).map(image => `no image ${image.getAttribute("src")}`),
         ...[...document.querySelectorAll(".math:not(:has(mjx-container))")].map(raw => `not typeset: ${raw.textContent}`),
-        ...[...document.querySelectorAll("[data-mjx-error]")].map(wrong => `${wrong.textContent}: ${wrong.dataset.mjxError}`),
+        ...[...document.querySelectorAll("[data-mjx-error]")].map(wrong => `a formula: ${wrong.dataset.mjxError}`),
         ...targets.filter(target => !document.getElementById(target)).map(target => `no anchor ${target}`),
     ];
+    return [bookmarks, problems];
 }

@@ -5,6 +5,7 @@
 Chromium prints it twice: the first time tells on which page every chapter is, which the contents say the second time.
 """
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import yaml
 from playwright.sync_api import Page, sync_playwright
 from pypdf import PdfReader, PdfWriter
+from pypdf.generic import Destination, Fit
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from chromium import executable
@@ -30,22 +32,40 @@ class Unprintable(Exception):
 
 def printed(page: Page, path: Path) -> PdfReader:
     """Print a page to a file, and return the file."""
-    page.pdf(path=path, prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+    page.pdf(path=path, prefer_css_page_size=True, print_background=True, tagged=True)
     return PdfReader(path)
 
 
+def anchors(pdf: PdfReader) -> dict[str, Destination]:
+    """Return what the links of the PDF lead to."""
+    return {name.removeprefix("/"): destination for name, destination in pdf.named_destinations.items()}
+
+
 def page_numbers(pdf: PdfReader) -> dict[str, int]:
-    """Return the page of each anchor that the PDF links to, the first being 1."""
-    return {
-        name.removeprefix("/"): pdf.get_destination_page_number(destination) + 1
-        for name, destination in pdf.named_destinations.items()
-    }
+    """Return the page of each anchor, the first being 1."""
+    return {name: pdf.get_destination_page_number(destination) + 1 for name, destination in anchors(pdf).items()}
 
 
 def addresses(pdf: PdfReader) -> set[str]:
     """Return the addresses that a PDF leads to."""
     notes = [note.get_object() for page in pdf.pages for note in page.get("/Annots", [])]
     return {str(note["/A"]["/URI"]) for note in notes if "/URI" in note.get("/A", {})}
+
+
+def add_bookmarks(writer: PdfWriter, bookmarks: list[tuple[int, str, str]], pdf: PdfReader) -> None:
+    """Give a PDF an outline.
+
+    Args:
+        writer: Where the PDF is written.
+        bookmarks: The level, the title and the anchor of each.
+        pdf: The PDF, which has the anchors.
+    """
+    places, above = anchors(pdf), []
+    for level, title, anchor in bookmarks:
+        page = pdf.get_destination_page_number(places[anchor])
+        place = Fit.xyz(top=places[anchor].top)
+        parent = above[level - 1] if level else None
+        above[level:] = [writer.add_outline_item(title=title, page_number=page, parent=parent, fit=place, is_open=False)]
 
 
 def print_book(source: Path, html: Path, path: Path) -> None:
@@ -74,8 +94,9 @@ def print_book(source: Path, html: Path, path: Path) -> None:
         page = playwright.chromium.launch(executable_path=executable()).new_page()
         page.set_default_timeout(0)
         page.route("**/*.js*", lambda route: route.continue_() if "/mathjax/" in route.request.url else route.abort())
-        page.goto(whole.as_uri())
-        if problems := page.evaluate(ARRANGE, book):
+        page.goto(whole.resolve().as_uri())
+        bookmarks, problems = page.evaluate(ARRANGE, book)
+        if problems:
             raise Unprintable("; ".join(problems))
         path.parent.mkdir(parents=True, exist_ok=True)
         numbers = page_numbers(printed(page, path))
@@ -86,11 +107,13 @@ def print_book(source: Path, html: Path, path: Path) -> None:
     if local := {address for address in addresses(pdf) if address.startswith("file:")}:
         raise Unprintable(f"links that lead into this machine: {sorted(local)}")
     writer = PdfWriter(clone_from=pdf)
+    add_bookmarks(writer, bookmarks, pdf)
     writer.add_metadata({"/Title": config["title"], "/Author": config["author"]})
     writer.write(path)
 
 
 if __name__ == "__main__":
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of how Chromium numbers objects
     try:
         print_book(Path(), Path(sys.argv[1]), Path(sys.argv[2]))
     except Unprintable as problem:
