@@ -87,6 +87,9 @@ class Formulas:
         folder.mkdir(parents=True, exist_ok=True)
         self.playwright = sync_playwright().start()
         self.page = self.playwright.chromium.launch(executable_path=executable()).new_page()
+        self.page.evaluate(
+            "window.MathJax = {tex: {packages: {'[-]': ['noundefined']}}}"
+        )  # what is unknown is an error
         self.page.add_script_tag(path=Path(package, "static", "mathjax", "tex-svg-full.js"))
         self.page.evaluate("MathJax.startup.promise")
 

@@ -7,8 +7,6 @@ async ({title, author, parts, cover, style}) => {
         return element;
     };
     await MathJax.startup.promise;
-    MathJax.startup.output.options.matchFontHeight = false;  // the site's letters are of another height
-    MathJax.startup.document.rerender();
     const article = document.querySelector("article");
     for (const link of article.querySelectorAll("a.headerlink")) link.remove();
 
@@ -39,13 +37,15 @@ async ({title, author, parts, cover, style}) => {
     let level = 0;
     for (const chapter of [root.parentElement, ...article.querySelectorAll("span[id^='document-'] + section")]) {
         chapter.classList.add("chapter");
-        const part = parts[chapter.previousElementSibling?.id.replace(/^document-/, "")];
+        const mark = chapter.previousElementSibling;
+        const part = parts[mark?.id.replace(/^document-/, "")];
         if (part) {
             chapter.before(make("h1", {className: "part", textContent: part}));
             contents.append(make("p", {className: "part", textContent: part}));
             bookmarks.push([0, part, chapter.id]);
             level = 1;
         }
+        if (mark) chapter.prepend(mark);
         enter(chapter, "to-chapter", level);
         for (const section of chapter.querySelectorAll(":scope > section")) enter(section, "to-section", level + 1);
     }
@@ -63,6 +63,7 @@ async ({title, author, parts, cover, style}) => {
         ...images.filter(image => !image.naturalWidth).map(image => `no image ${image.getAttribute("src")}`),
         ...[...document.querySelectorAll(".math:not(:has(mjx-container))")].map(raw => `not typeset: ${raw.textContent}`),
         ...[...document.querySelectorAll("[data-mjx-error]")].map(wrong => `a formula: ${wrong.dataset.mjxError}`),
+        ...[...document.querySelectorAll("mjx-container [style*='color: red']")].map(wrong => `a formula: ${wrong.closest("mjx-container").ariaLabel}`),
         ...targets.filter(target => !document.getElementById(target)).map(target => `no anchor ${target}`),
     ];
     return [bookmarks, problems];

@@ -65,7 +65,9 @@ def add_bookmarks(writer: PdfWriter, bookmarks: list[tuple[int, str, str]], pdf:
         page = pdf.get_destination_page_number(places[anchor])
         place = Fit.xyz(top=places[anchor].top)
         parent = above[level - 1] if level else None
-        above[level:] = [writer.add_outline_item(title=title, page_number=page, parent=parent, fit=place, is_open=False)]
+        above[level:] = [
+            writer.add_outline_item(title=title, page_number=page, parent=parent, fit=place, is_open=False)
+        ]
 
 
 def print_book(source: Path, html: Path, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Serve the site to this machine, and build it again whenever a page or the package changes.
 
-    python book/_tools/serve.py 8000
+python book/_tools/serve.py 8000
 """
 
 import socket
