@@ -9,7 +9,6 @@ import subprocess
 import time
 import urllib.request
 import zipfile
-from pathlib import Path
 from urllib.parse import unquote, urljoin
 from xml.etree import ElementTree
 
@@ -109,7 +108,7 @@ def test_pdf_has_the_text_of_every_page(pdf):
     entries = ["About this book 3", "Chapters", "Chapter 4", "Exercises 4", "Reference", "Notation 5", "Exercises 5"]
     lines = [" ".join(line.split()) for line in contents.splitlines()]
     assert [line for line in lines if line in entries] == entries
-    openings = [[line for line in chapter.splitlines() if not line.isdigit()][0] for chapter in chapters]
+    openings = [next(line for line in chapter.splitlines() if not line.isdigit()) for chapter in chapters]
     assert openings == ["About this book", "Chapters", "Reference"]
     assert "#@title Solution" in chapters[1]
     assert "EXPLORER" not in chapters[1]

@@ -35,7 +35,7 @@ TO_SVG = """async formulas => {
 
 
 class Unfold(SphinxPostTransform):
-    """Show the solutions, which the site folds, and in the contents the sections, which the site shows beside a page."""
+    """Show the solutions, which the site folds, and in the contents the sections, which it shows beside a page."""
 
     builders = ("singlehtml", "epub")
     default_priority = 198  # MyST-NB folds at 199
