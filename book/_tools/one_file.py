@@ -124,9 +124,11 @@ class Formulas:
         self.playwright.stop()
 
 
-def say_version(app: Sphinx, config: Config) -> None:
-    """Give the book the package's version, which an EPUB must state."""
+def describe(app: Sphinx, config: Config) -> None:
+    """Give an EPUB the package's version, which it must state, and the cover where there is one."""
     config.version = config.release = metadata.version("measured-transformer")
+    if Path(app.srcdir, "book", "_static", "cover.png").exists():
+        config.epub_cover = ("_static/cover.png", "epub-cover.html")
 
 
 def drop_furniture(app: Sphinx) -> None:
@@ -154,7 +156,7 @@ def draw_formulas(app: Sphinx, builder: Builder) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     app.add_post_transform(Unfold)
-    app.connect("config-inited", say_version)
+    app.connect("config-inited", describe)
     app.connect("builder-inited", drop_furniture)
     app.connect("doctree-resolved", name_all_anchors)
     app.connect("write-started", draw_formulas)
