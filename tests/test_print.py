@@ -184,8 +184,8 @@ def test_epub_begins_with_its_type_and_has_the_pages_in_order(epub):
     files = {item.get("id"): item.get("href") for item in package.iter(f"{opf}item")}
     spine = [files[item.get("idref")] for item in package.iter(f"{opf}itemref")]
     assert spine == ["epub-cover.xhtml", "book/index.xhtml", "book/chapter.xhtml", "book/notation.xhtml"]
-    (cover,) = [item.get("href") for item in package.iter(f"{opf}item") if item.get("properties") == "cover-image"]
-    assert epub.read(cover) == base64.b64decode(PIXEL)
+    (cover,) = [meta.get("content") for meta in package.iter(f"{opf}meta") if meta.get("name") == "cover"]
+    assert epub.read(files[cover]) == base64.b64decode(PIXEL)
     assert package.find(f".//{dc}title").text == "The Measured Transformer"
     assert package.find(f".//{dc}creator").text == "The Measured Transformer authors"
     assert package.find(f".//{dc}language").text == "en"

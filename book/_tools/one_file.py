@@ -147,7 +147,7 @@ def draw_formulas(app: Sphinx, builder: Builder) -> None:
 
     def replace(app: Sphinx, page: str, template: str, context: dict, document: nodes.document | None) -> None:
         context["body"] = formulas.replace(context.get("body", ""), "../" * page.count("/"))
-        context["css_files"] = [file for file in context["css_files"] if file.filename.endswith("epub.css")]
+        context.update(styles=["ereader.css"], css_files=[])
 
     app.connect("html-page-context", replace, priority=900)
     app.connect("build-finished", lambda app, exception: formulas.close())
