@@ -205,6 +205,8 @@ def test_every_link_and_image_of_the_epub_is_in_it(epub):
             assert path in epub.namelist(), (name, address)
             assert not anchor or anchor in anchors[path], (name, address)
             seen.add((name, path, anchor))
+    sheets = {path for _, path, _ in seen if path.endswith(".css")}
+    assert sheets == {"_static/pygments.css", "_static/ereader.css"}
     assert ("book/index.xhtml", "book/notation.xhtml", "exercises") in seen
     assert ("nav.xhtml", "book/chapter.xhtml", "exercises") in seen
 

@@ -22,6 +22,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from chromium import executable
 
 FORMULA = re.compile(r'<(span|div) class="math notranslate nohighlight">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+SHEETS = ("pygments.css", "ereader.css")  # the others are for the site
 TO_SVG = """async formulas => {
     const page = document.body.appendChild(document.createElement("div"));
     return Promise.all(formulas.map(async ([tex, display]) => {
@@ -147,7 +148,7 @@ def draw_formulas(app: Sphinx, builder: Builder) -> None:
 
     def replace(app: Sphinx, page: str, template: str, context: dict, document: nodes.document | None) -> None:
         context["body"] = formulas.replace(context.get("body", ""), "../" * page.count("/"))
-        context.update(styles=["ereader.css"], css_files=[])
+        context["css_files"] = [sheet for sheet in context["css_files"] if Path(sheet.filename).name in SHEETS]
 
     app.connect("html-page-context", replace, priority=900)
     app.connect("build-finished", lambda app, exception: formulas.close())
