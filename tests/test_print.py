@@ -43,7 +43,7 @@ def book(tmp_path_factory):
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book" / "index.md").write_text("# Index\n\n[Both](notation.md#exercises), [notation](notation.md).\n")
     (folder / "book" / "notation.md").write_text(
-        f"# Notation\n\n## Exercises\n\nThe width $d_k < 2$. [Chapter](chapter.ipynb#exercises), [site]({SITE}).\n\n"
+        f"# Notation\n\n## Exercises\n\nThe width $d_k < 2$. [Chapter](chapter.ipynb#exercises), [here](#exercises), [site]({SITE}).\n\n"
         "| a | b |\n|---|---|\n| $\\frac{1}{2}$ | two |\n\n$$\na = 1 \\\\\nb = 2\n$$\n"
     )
     chapter = nbformat.read(folder / "book" / "chapter.ipynb", as_version=4)
@@ -125,9 +125,9 @@ def test_links_of_the_pdf_stay_in_it_or_lead_to_the_web(pdf):
     inside = [pdf.named_destinations[link["/D"]] for link in links(pdf) if "/URI" not in link]
     pages = [pdf.get_destination_page_number(destination) + 1 for destination in inside]
     contents = [3, 4, 4, 4, 5, 5]
-    assert pages == [*contents, 5, 5, 4]
+    assert pages == [*contents, 5, 5, 4, 5]
     tops = [destination.top for destination in inside]
-    assert tops[6] == tops[5] < tops[4]
+    assert tops[6] == tops[9] == tops[5] < tops[4]
     assert tops[8] == tops[2]
 
 
