@@ -43,7 +43,8 @@ def book(tmp_path_factory):
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
     (folder / "book" / "index.md").write_text("# Index\n\n[Both](notation.md#exercises), [notation](notation.md).\n")
     (folder / "book" / "notation.md").write_text(
-        f"# Notation\n\n## Exercises\n\nThe width $d_k < 2$. [Chapter](chapter.ipynb#exercises), [here](#exercises), [site]({SITE}).\n\n"
+        "# Notation\n\n## Exercises\n\nThe width $d_k < 2$. "
+        f"[Chapter](chapter.ipynb#exercises), [here](#exercises), [site]({SITE}).\n\n"
         "| a | b |\n|---|---|\n| $\\frac{1}{2}$ | two |\n\n$$\na = 1 \\\\\nb = 2\n$$\n"
     )
     chapter = nbformat.read(folder / "book" / "chapter.ipynb", as_version=4)
