@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 BUILT := _build/.doctrees/built
+PORT ?= 8000
 ALBERT := --task.sentence-task none --task.mask-probability 0.2 --task.max-n 1 --model.hidden-act relu \
 	--model.num-hidden-layers 2 --model.num-hidden-groups 2 --training.epochs 3
 STUDENT := --teacher runs/albert-teacher --max-length 504
@@ -8,19 +9,38 @@ STUDENT := --teacher runs/albert-teacher --max-length 504
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test gpu-check notebooks results mutants lint clean
+.PHONY: help book pdf epub serve test gpu-check notebooks results mutants lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-book: export TQDM_DISABLE := 1
-book: .venv/installed-book  ## Execute the chapters and build the site
 # Sphinx reports a warning only when it reads or writes the page: an unfinished build leaves nothing to build on.
-	@test -e $(BUILT) || rm -rf _build/.doctrees
-	@rm -f $(BUILT)
-	$(BIN)/jupyter-book build . -n -W --keep-going
-	@touch $(BUILT)
+define build
+@test -e $(BUILT) || rm -rf _build/.doctrees
+@rm -f $(BUILT)
+$(BIN)/jupyter-book build . -n -W --keep-going $(1)
+@touch $(BUILT)
+endef
+
+book pdf epub serve: export TQDM_DISABLE := 1
+book: .venv/installed-book  ## Execute the chapters and build the site
+	$(call build)
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+pdf: .venv/installed-book  ## Print the whole book as a PDF, with Chromium
+	@$(BIN)/python book/_tools/chromium.py
+	$(call build,--builder singlehtml)
+	$(BIN)/python book/_tools/pdf.py _build/singlehtml _build/pdf/measured-transformer.pdf
+	@echo "The book is printed. Open $(CURDIR)/_build/pdf/measured-transformer.pdf"
+
+epub: .venv/installed-book  ## Make an EPUB of the whole book; Chromium draws its formulas
+	@$(BIN)/python book/_tools/chromium.py
+	@rm -rf _build/epub
+	$(call build,--builder custom --custom-builder epub)
+	@echo "The book is made. Open $(CURDIR)/_build/epub/measured-transformer.epub"
+
+serve: .venv/installed-book  ## Serve the site on this machine, and rebuild what is edited (PORT=8000)
+	$(BIN)/python book/_tools/serve.py $(PORT)
 
 test: export TQDM_DISABLE := 1
 test: lint  ## Check everything: lint, unit tests, stored outputs of the chapters

@@ -33,6 +33,7 @@ NOTEBOOKS = sorted((ROOT / "book").rglob("*.ipynb"))
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 INSTALL_CELL = f"""\
+# Install the book's package where it is not, as on Colab
 import importlib.util
 
 if importlib.util.find_spec("companion") is None:
@@ -197,6 +198,47 @@ def markdown_problems(text: str) -> Iterator[str]:
         before = token.type
 
 
+def formula_problems(text: str) -> Iterator[str]:
+    """Yield what GitHub or Colab make something else of than a formula.
+
+    A bar ends a table's cell, even in a formula; "<" and a letter begin a tag; GitHub refuses \\operatorname.
+    """
+    for block in MARKDOWN.parse(text):
+        if block.type == "math_block" and r"\operatorname" in block.content:
+            yield r"the macro \operatorname"
+        for before, token, after in windows(block.children or []):
+            if token.type == "text" and "$" in token.content:
+                yield "a $ that is no formula's"
+            if token.type != "math_inline":
+                continue
+            if before[-1:].isalnum() or after[:1].isalnum():
+                yield f"a formula that touches a word: {token.content}"
+            if re.search(r"<[A-Za-z/!?]", token.content):
+                yield f"a formula with a tag: {token.content}"
+            if r"\\" in token.content:
+                yield f"a formula of two lines in the text: {token.content}"
+            if r"\operatorname" in token.content:
+                yield r"the macro \operatorname"
+            if token.content != token.content.strip():
+                yield f"a formula that begins or ends with a space: {token.content}"
+
+
+def windows(tokens: list[Token]) -> Iterator[tuple[str, Token, str]]:
+    """Yield each token between the texts before and after it."""
+    texts = ["", *(token.content if token.type == "text" else "" for token in tokens), ""]
+    yield from zip(texts, tokens, texts[2:], strict=False)
+
+
+def portable_formulas(notebook: NotebookNode) -> list[str]:
+    """A formula is one on the site, on Colab and on GitHub."""
+    return [
+        f"cell {index} has {problem}"
+        for index, cell in enumerate(notebook.cells)
+        if cell.cell_type == "markdown"
+        for problem in formula_problems(cell.source)
+    ]
+
+
 def portable_markdown(notebook: NotebookNode) -> list[str]:
     """The text reads the same on the site, on Colab and on GitHub."""
     return [
@@ -246,6 +288,7 @@ RULES = [
     narrow_cells,
     folded_solutions,
     portable_markdown,
+    portable_formulas,
     described_figures,
     figures_in_one_style,
     links_notation,
@@ -276,6 +319,11 @@ def toc_problems(toc: dict, pages: set[str]) -> list[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_chapter_keeps_the_rule(path, rule):
     assert rule(nbformat.read(path, as_version=4)) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem)
+def test_formulas_of_a_page_are_formulas_on_github(path):
+    assert list(formula_problems(path.read_text(encoding="utf-8"))) == []
 
 
 def test_table_of_contents_is_complete():
@@ -446,6 +494,15 @@ BAD_CHAPTERS = [
     (portable_markdown, chapter(new_markdown_cell("text in <span>colour</span>"))),
     (portable_markdown, chapter(new_markdown_cell("![](cat.png)"))),
     (portable_markdown, chapter(new_markdown_cell("[](attention.ipynb)"))),
+    (portable_formulas, chapter(new_markdown_cell("the 3$d$ columns"))),
+    (portable_formulas, chapter(new_markdown_cell("all $n$th rows"))),
+    (portable_formulas, chapter(new_markdown_cell("where $a<b$ holds"))),
+    (portable_formulas, chapter(new_markdown_cell("where $a \\\\ b$ holds"))),
+    (portable_formulas, chapter(new_markdown_cell("where $ a $ holds"))),
+    (portable_formulas, chapter(new_markdown_cell("it costs $5"))),
+    (portable_formulas, chapter(new_markdown_cell("as $\\operatorname{softmax}(x)$"))),
+    (portable_formulas, chapter(new_markdown_cell("$$\n\\operatorname{softmax}(x)\n$$"))),
+    (portable_formulas, chapter(new_markdown_cell("| a |\n|---|\n| $x | y |\n"))),
     (described_figures, chapter(new_code_cell(outputs=[FIGURE]), new_markdown_cell("*A cat.*"))),
     (described_figures, chapter(new_code_cell(outputs=[FIGURE], metadata={"mystnb": ALT}))),
     (

@@ -23,18 +23,24 @@ ALT = {"image": {"alt": "A cat"}}
 
 @pytest.fixture
 def book(tmp_path):
-    """Return the folder of a book whose one chapter leaves a line in `executions` whenever it runs."""
+    """Return the folder of a small book."""
+    write_book(tmp_path)
+    return tmp_path
+
+
+def write_book(folder: Path) -> None:
+    """Write a book whose one chapter leaves a line in `executions` whenever it runs."""
     for name in ("Makefile", "_config.yml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, folder)
     for name in ("_tools", "_static"):
-        shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
-    shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
+        shutil.copytree(ROOT / "book" / name, folder / "book" / name)
+    shutil.copy(ROOT / "book" / "references.bib", folder / "book")
     for name, text in {"companion/module.py": "x = 1\n", ".pytest_cache/README.md": "# Cache\n"}.items():
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(text)
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(text)
     toc = {"format": "jb-book", "root": "book/index", "chapters": [{"file": "book/chapter"}]}
-    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
-    (tmp_path / "book" / "index.md").write_text("# Index\n\n$x^2$\n")
+    (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
+    (folder / "book" / "index.md").write_text("# Index\n\n$x^2$\n")
     cells = [
         new_markdown_cell("# Chapter"),
         new_code_cell(
@@ -43,21 +49,23 @@ def book(tmp_path):
         ),
         new_code_cell("#@title Solution\nprint(1, flush=True)\nprint(2)", metadata={"tags": ["hide-cell"]}),
     ]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "book" / "chapter.ipynb")
-    return tmp_path
+    nbformat.write(new_notebook(cells=cells), folder / "book" / "chapter.ipynb")
 
 
-def make(book: Path, target: str) -> subprocess.CompletedProcess:
-    """Run a target of the book's Makefile with the tools that run these tests, as if they were installed."""
+def command(*arguments: str) -> list[str]:
+    """Return a command that runs make with the tools that run these tests, as if they were installed."""
     installed = [f"--old-file=.venv/installed-{extras}" for extras in ("book", "book,test")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(
-        ["make", target, f"BIN={Path(sys.executable).parent}", *installed],
-        cwd=book,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    return [shutil.which("make"), *arguments, f"BIN={Path(sys.executable).parent}", *installed]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a make that is not below another one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))} | changes
+
+
+def make(book: Path, target: str, **changes: str) -> subprocess.CompletedProcess:
+    """Run a target of the book's Makefile."""
+    return subprocess.run(command(target), cwd=book, env=environment(**changes), capture_output=True, text=True)
 
 
 def executions(book: Path) -> int:
