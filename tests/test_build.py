@@ -29,8 +29,9 @@ def book(tmp_path):
     for name in ("_tools", "_static"):
         shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
     shutil.copy(ROOT / "book" / "references.bib", tmp_path / "book")
-    for name, text in {"companion/module.py": "x = 1\n", ".pytest_cache/README.md": "# Cache\n"}.items():
-        (tmp_path / name).parent.mkdir()
+    files = {"companion/module.py": "x = 1\n", "companion/plotting/explorers.js": "1;\n"}
+    for name, text in {**files, ".pytest_cache/README.md": "# Cache\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     toc = {"format": "jb-book", "root": "book/index", "chapters": [{"file": "book/chapter"}]}
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
@@ -80,6 +81,10 @@ def test_book_executes_a_chapter_once_for_each_version_of_the_package(book):
     module.write_text("x = 1\n")
     assert make(book, "book").returncode == 0
     assert executions(book) == 2
+
+    (book / "companion" / "plotting" / "explorers.js").write_text("2;\n")
+    assert make(book, "book").returncode == 0
+    assert executions(book) == 3
 
 
 def test_site_asks_nothing_of_other_hosts(book):

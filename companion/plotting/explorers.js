@@ -147,10 +147,13 @@
       if (query === null) return ["Point at a query, tap it, or reach it with Tab and the arrow keys."];
       const where = place() ? ` (${place()})` : "";
       const strong = (text) => make("strong", {}, token(text));
-      if (row.every((value) => value < 0.00005)) return [strong(queries[query]), ` attends nowhere: its weights are all 0${where}.`];
+      if (row.every((value) => value < 0.00005)) {
+        return [strong(queries[query]), ` attends nowhere: its weights are all 0${where}.`];
+      }
       const order = row.map((_, key) => key).sort((a, b) => row[b] - row[a] || a - b);
       const said = order.filter((key) => row[key] >= 0.005).slice(0, 5);
-      const parts = (said.length ? said : order.slice(0, 1)).flatMap((key, rank) => [rank ? ", " : "", token(keys[key]), ` ${written(row[key])}`]);
+      const parts = (said.length ? said : order.slice(0, 1)).flatMap((key, rank) =>
+        [rank ? ", " : "", token(keys[key]), ` ${written(row[key])}`]);
       return [strong(queries[query]), " attends to ", ...parts, `${where}.`];
     }
 
@@ -196,7 +199,7 @@
     function slider(axis) {
       const title = make("span", { className: "title" });
       const input = make("input", { type: "range", min: 0, step: 1, autocomplete: "off" });
-      const output = make("output");
+      const output = make("span", { className: "place" });
       input.addEventListener("input", () => show({ [axis]: Number(input.value) }));
       return { title, input, output, label: make("label", { className: "slider" }, title, input, output) };
     }
@@ -216,24 +219,26 @@
       if (event.pointerType === "mouse" && event.buttons === 1) point(event);
     });
 
-    function line() {
+    function drawing(viewBox) {
       const title = make("span", { className: "title" });
-      const svg = draw("svg", { viewBox: "0 0 240 120", role: "img" });
+      const svg = draw("svg", { viewBox, role: "img" });
       return { svg, title, block: make("div", {}, title, svg) };
     }
-    const along = { row: line(), column: line() };
-    const dial = { title: make("span", { className: "title" }), svg: draw("svg", { viewBox: "-70 -70 140 140", role: "img" }) };
-    const dialBlock = make("div", { className: "dial" }, dial.title, dial.svg);
+    const along = { row: drawing("0 0 240 120"), column: drawing("0 0 240 120") };
+    const dial = drawing("-70 -70 140 140");
+    dial.block.className = "dial";
 
     function plot({ svg, title }, values, at, [low, high], axis, name) {
       const [left, right, top, bottom] = [38, 234, 6, 100];
       const x = (place) => left + ((right - left) * place) / Math.max(1, values.length - 1);
       const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low);
       title.textContent = name;
-      svg.setAttribute("aria-label", `${name}: from ${written(Math.min(...values))} to ${written(Math.max(...values))}`);
+      const extremes = [Math.min, Math.max].map((extreme) => written(extreme(...values)));
+      svg.setAttribute("aria-label", `${name}: from ${extremes.join(" to ")}`);
+      const zero = draw("path", { class: "frame", "stroke-dasharray": "2 3", d: `M${left} ${y(0)}H${right}` });
       svg.replaceChildren(
         draw("path", { class: "frame", d: `M${left} ${top}V${bottom}H${right}` }),
-        ...(low < 0 && high > 0 ? [draw("path", { class: "frame", "stroke-dasharray": "2 3", d: `M${left} ${y(0)}H${right}` })] : []),
+        ...(low < 0 && high > 0 ? [zero] : []),
         draw("text", { x: left - 4, y: top + 5, "text-anchor": "end" }, written(high)),
         draw("text", { x: left - 4, y: bottom, "text-anchor": "end" }, written(low)),
         draw("text", { x: left, y: bottom + 14 }, "0"),
@@ -248,11 +253,13 @@
     function hand(table, row, column) {
       if (table.hand === "angle") {
         const angle = table.values[row][column];
-        return { pair: column, x: Math.cos(angle), y: Math.sin(angle), said: `turned by ${written(angle)} radians, counter-clockwise from the right` };
+        const said = `turned by ${written(angle)} radians, counter-clockwise from the right`;
+        return { pair: column, x: Math.cos(angle), y: Math.sin(angle), said };
       }
       const pair = Math.floor(column / 2);
       const [sine, cosine] = table.values[row].slice(2 * pair, 2 * pair + 2);
-      return { pair, x: sine, y: cosine, said: `sine ${written(sine)} to the right, cosine ${written(cosine)} upwards` };
+      const said = `sine ${written(sine)} to the right, cosine ${written(cosine)} upwards`;
+      return { pair, x: sine, y: cosine, said };
     }
 
     function show(change = {}) {
@@ -272,14 +279,18 @@
         input.setAttribute("aria-valuetext", `${table[axis]} ${state[axis]}, value ${written(value)}`);
       }
       const percent = (share) => `${100 * share}%`;
-      Object.assign(across.style, { left: 0, right: 0, top: percent(state.row / rows), height: `max(4px, ${percent(1 / rows)})` });
-      Object.assign(down.style, { top: 0, bottom: 0, left: percent(state.column / columns), width: `max(4px, ${percent(1 / columns)})` });
+      const thick = (count) => `max(4px, ${percent(1 / count)})`;
+      Object.assign(across.style, { left: 0, right: 0, top: percent(state.row / rows), height: thick(rows) });
+      Object.assign(down.style, { top: 0, bottom: 0, left: percent(state.column / columns), width: thick(columns) });
 
-      plot(along.row, values[state.row], state.column, table.range, table.column, `${table.row} ${state.row}, over the ${table.column}s`);
-      plot(along.column, values.map((row) => row[state.column]), state.row, table.range, table.row, `${table.column} ${state.column}, over the ${table.row}s`);
+      const through = values.map((entries) => entries[state.column]);
+      const [here, there] = [`${table.row} ${state.row}`, `${table.column} ${state.column}`];
+      plot(along.row, values[state.row], state.column, table.range, table.column, `${here}, over the ${table.column}s`);
+      plot(along.column, through, state.row, table.range, table.row, `${there}, over the ${table.row}s`);
 
-      const parts = [make("strong", {}, table.name), `, ${table.row} ${state.row}, ${table.column} ${state.column}: `, make("strong", {}, written(value)), "."];
-      dialBlock.hidden = !table.hand;
+      const strong = (text) => make("strong", {}, text);
+      const parts = [strong(table.name), `, ${here}, ${there}: `, strong(written(value)), "."];
+      dial.block.hidden = !table.hand;
       if (table.hand) {
         const { pair, x, y, said } = hand(table, state.row, state.column);
         dial.title.textContent = `the hand of pair ${pair}`;
@@ -298,8 +309,10 @@
     function choose(place) {
       show({ table: place });
       const { name, values, row, column, limit } = tables[place];
-      paint(canvas, values.length, values[0].length, (y, x) => values[y][x] / limit, (value) => (value < 0 ? BLUE : RED));
-      canvas.setAttribute("aria-label", `${name}: a map with a row for each ${row} and a column for each ${column}, blue below 0 and red above`);
+      const shade = (y, x) => values[y][x] / limit;
+      paint(canvas, values.length, values[0].length, shade, (value) => (value < 0 ? BLUE : RED));
+      const map = `a map with a row for each ${row} and a column for each ${column}, blue below 0 and red above`;
+      canvas.setAttribute("aria-label", `${name}: ${map}`);
       rowAxis.textContent = row;
       columnAxis.textContent = `${column}; blue is below 0, red above, full at ±${written(limit)}`;
     }
@@ -309,7 +322,7 @@
     form.append(
       make("div", { className: "table" }, rowAxis, pixels, columnAxis),
       make("div", {}, sliders.row.label, sliders.column.label),
-      make("div", { className: "plots" }, along.row.block, along.column.block, dialBlock),
+      make("div", { className: "plots" }, along.row.block, along.column.block, dial.block),
       inform,
     );
     choose(0);

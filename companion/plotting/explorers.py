@@ -1,4 +1,4 @@
-"""Explorers: arrays to interactive pages, which need nothing but a browser and show a figure where scripts do not run."""
+"""Explorers: arrays to interactive pages, which need a browser alone and show a figure where scripts do not run."""
 
 import base64
 import html
@@ -20,6 +20,7 @@ from companion.plotting.figures import plot_attention
 
 _DPI = 144  # twice what a figure is laid out for, so that it is sharp on a fine screen
 _STEPS = 10_000  # to 1, in which weights are stored
+_LABEL = 24  # characters of a token in the figure
 _SLACK = 1e-3  # above 1, which sums in half precision come to
 
 
@@ -140,7 +141,9 @@ def explore_attention(
         if not 0 <= place < count:
             raise ValueError(f"{name}={place}; expected 0 to {count - 1}, as the weights have")
     figure = plot_attention(
-        weights[layer] if head is None else weights[layer, head : head + 1], query_tokens, key_tokens
+        weights[layer] if head is None else weights[layer, head : head + 1],
+        [_label(token) for token in query_tokens],
+        [_label(token) for token in key_tokens],
     )
     values = weights.detach().cpu().double().numpy()
     if not (values.min() >= 0 and values.max() <= 1 + _SLACK):
@@ -240,6 +243,12 @@ def _draw_tables(tables: Mapping[str, PositionTable]) -> Figure:
         ax.tick_params(labelsize=8)
         figure.colorbar(image, ax=ax, location="bottom").ax.tick_params(labelsize=7)
     return figure
+
+
+def _label(token: str) -> str:
+    """Write a token as a figure can: signs without a shape, such as a line break, as Python does, and long ones cut."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
+    return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
 
 
 def _counted(count: int, one: str, several: str) -> str:

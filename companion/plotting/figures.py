@@ -54,15 +54,16 @@ def plot_attention(
         )
     values = weights.detach().cpu().float().numpy()
     size = 1.2 + 0.24 * max(queries, keys)
-    figure = Figure(figsize=(heads * size + 0.8, size + 0.3), layout="constrained", facecolor="white")
+    wide, high = (max(0.0, 0.11 * max(map(len, tokens)) - 0.7) for tokens in (query_tokens, key_tokens))
+    figure = Figure(figsize=(heads * size + wide + 0.8, size + high + 0.3), layout="constrained", facecolor="white")
     axes = figure.subplots(1, heads, squeeze=False)[0]
     colours = ScalarMappable(Normalize(0, float(values.max())), cmap="Blues")
     for head, ax in enumerate(axes):
         ax.imshow(values[head], norm=colours.norm, cmap=colours.cmap)
         if heads > 1:
             ax.set_title(f"head {head + 1}", fontsize=10)
-        ax.set_xticks(range(keys), key_tokens, rotation=90, fontsize=8)
-        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries, fontsize=8)
+        ax.set_xticks(range(keys), key_tokens, rotation=90, fontsize=8, parse_math=False)
+        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries, fontsize=8, parse_math=False)
         ax.set_xlabel("key", color=_GREY)
         ax.tick_params(length=0)
     axes[0].set_ylabel("query", color=_GREY)
