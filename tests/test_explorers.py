@@ -1,4 +1,4 @@
-"""Explorers, in a browser as a reader has them: each gesture, each way into a page, what is shown against the arrays."""
+"""Explorers in a browser, as a reader has them: each gesture, each way into a page, the numbers those of the arrays."""
 
 import base64
 import html
