@@ -386,6 +386,13 @@ def test_several_explorers_on_a_page_work_each_by_itself(visit, way):
     assert [scope.locator("input:checked").count() for scope in (first, positions, second)] == [2, 1, 2]
 
 
+@pytest.mark.parametrize("explorer", [explore_attention(WEIGHTS, TOKENS), explore_positions(TABLES)])
+def test_jupyter_leaves_the_keys_to_an_explorer(visit, explorer):
+    page = visit(explorer)
+    for target in page.locator("button, input").all():
+        assert target.evaluate("target => target.closest('[data-lm-suppress-shortcuts=true]') !== null")
+
+
 def test_an_explorer_works_in_a_frame_of_its_own(visit):
     explorer = explore_attention(WEIGHTS, TOKENS, head=0)
     frame = (

@@ -333,6 +333,7 @@
   for (const root of document.querySelectorAll(".companion-explorer:not([data-started])")) {
     const form = kinds[root.dataset.explorer](JSON.parse(root.dataset.content));
     form.addEventListener("submit", (event) => event.preventDefault());
+    form.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the keys to what is inside
     root.append(form);
     root.dataset.started = "";
   }
