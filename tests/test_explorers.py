@@ -97,7 +97,7 @@ def test_arrays_of_any_precision_and_with_gradients_can_be_explored(dtype):
 
 @pytest.mark.parametrize("explorer", [explore_attention(WEIGHTS, TOKENS), explore_positions(TABLES)])
 def test_an_explorer_is_a_page_a_picture_and_a_line_of_text(explorer):
-    bundle = explorer._repr_mimebundle_()
+    bundle, metadata = explorer._repr_mimebundle_()
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
     assert base64.b64decode(bundle["image/png"]) == explorer.png
     assert bundle["text/plain"] == repr(explorer) == f"Explorer({explorer.title!r})"
@@ -105,14 +105,32 @@ def test_an_explorer_is_a_page_a_picture_and_a_line_of_text(explorer):
     assert [picture["src"].split(",")[1] for picture in pictures] == [bundle["image/png"]]
     assert [picture["alt"] for picture in pictures] == [explorer.description]
     assert Fragment(bundle["text/html"]).text.strip() == ""  # nothing to read where style and script are dropped
-    assert imread(BytesIO(explorer.png))[0, 0].tolist() == [1, 1, 1, 1]
+    image = imread(BytesIO(explorer.png))
+    assert image[0, 0].tolist() == [1, 1, 1, 1]
+    width, height = (metadata["image/png"][side] for side in ("width", "height"))
+    assert image.shape[:2] == (2 * height, 2 * width)
+    assert [picture["width"] for picture in pictures] == [str(width)]
 
 
-@pytest.mark.parametrize(("head", "drawn"), [(None, slice(0, 2)), (1, slice(1, 2))])
-def test_the_picture_is_the_figure_of_the_layer_and_the_head_shown_first(head, drawn):
+WIDE = torch.rand(3, 4, 11, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "head", "drawn", "name"),
+    [
+        (WEIGHTS, None, WEIGHTS[2], "each head of layer 3"),
+        (WEIGHTS, 1, WEIGHTS[2, 1:], "head 2 of layer 3"),
+        (WIDE, None, WIDE[2].mean(dim=0, keepdim=True), "the mean over the heads of layer 3"),
+        (WIDE[:, :, :10], None, WIDE[2, :, :10], "each head of layer 3"),
+    ],
+)
+def test_the_picture_is_the_figure_of_the_layer_and_the_head_shown_first(weights, head, drawn, name):
+    tokens = [[str(place) for place in range(size)] for size in weights.shape[2:]]
     file = BytesIO()
-    plot_attention(WEIGHTS[2, drawn], TOKENS).savefig(file, dpi=144, metadata={"Software": None})
-    assert explore_attention(WEIGHTS, TOKENS, layer=2, head=head).png == file.getvalue()
+    plot_attention(drawn, *tokens).savefig(file, dpi=200, metadata={"Software": None})
+    explorer = explore_attention(weights, *tokens, layer=2, head=head)
+    assert explorer.png == file.getvalue()
+    assert name in explorer.description
 
 
 def test_the_same_arrays_make_the_same_explorer():

@@ -5,6 +5,7 @@ import html
 import io
 import json
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,8 +19,9 @@ from torch import Tensor
 from companion.files import atomic_path
 from companion.plotting.figures import plot_attention
 
-_DPI = 144  # twice what a figure is laid out for, so that it is sharp on a fine screen
+_SHARPNESS = 2  # pixels of a figure to one of a page, as in a notebook's "retina" figures
 _STEPS = 10_000  # to 1, in which weights are stored
+_COLUMNS = 40  # of the maps in a figure that can be read on a page
 _LABEL = 24  # characters of a token in the figure
 _SLACK = 1e-3  # above 1, which sums in half precision come to
 
@@ -52,12 +54,14 @@ class Explorer:
     def __repr__(self) -> str:
         return f"Explorer({self.title!r})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+        width, height = _size(self.png)
+        data = {
             "text/html": self.html,
             "image/png": base64.b64encode(self.png).decode(),
             "text/plain": repr(self),
         }
+        return data, {"image/png": {"width": width, "height": height}}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the explorer as a page of its own, which a browser opens from the disk.
@@ -119,8 +123,8 @@ def explore_attention(
         query_tokens: The tokens that attend.
         key_tokens: The tokens attended to; left out, the same.
         layer: The layer to begin with, which is also the one in the figure.
-        head: The head to begin with, alone in the figure; left out, the mean over the heads, and all of them in the
-            figure.
+        head: The head to begin with, alone in the figure; left out, the mean over the heads. The figure then has a map
+            for each head, or that of the mean where they would be too wide for a page.
         query: The query to begin with.
 
     Returns:
@@ -140,8 +144,13 @@ def explore_attention(
     for name, place, count in (("layer", layer, layers), ("head", head or 0, heads), ("query", query, queries)):
         if not 0 <= place < count:
             raise ValueError(f"{name}={place}; expected 0 to {count - 1}, as the weights have")
+    maps, shown = weights[layer], "each head"
+    if head is not None:
+        maps, shown = maps[head : head + 1], f"head {head + 1}"
+    elif heads * max(queries, keys) > _COLUMNS:
+        maps, shown = maps.mean(dim=0, keepdim=True), "the mean over the heads"
     figure = plot_attention(
-        weights[layer] if head is None else weights[layer, head : head + 1],
+        maps,
         [_label(token) for token in query_tokens],
         [_label(token) for token in key_tokens],
     )
@@ -167,7 +176,6 @@ def explore_attention(
             (keys, "key", "keys"),
         )
     )
-    shown = "each head" if head is None else f"head {head + 1}"
     description = (
         f"Map of the attention weights of {shown} of layer {layer + 1}: "
         f"{_counted(queries, 'query', 'queries')} in rows, {_counted(keys, 'key', 'keys')} in columns."
@@ -245,6 +253,12 @@ def _draw_tables(tables: Mapping[str, PositionTable]) -> Figure:
     return figure
 
 
+def _size(png: bytes) -> tuple[int, int]:
+    """Return the width and the height of a figure in pixels of a page, from the file's header."""
+    width, height = struct.unpack(">II", png[16:24])
+    return width // _SHARPNESS, height // _SHARPNESS
+
+
 def _label(token: str) -> str:
     """Write a token as a figure can: signs without a shape, such as a line break, as Python does, and long ones cut."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
@@ -258,15 +272,14 @@ def _counted(count: int, one: str, several: str) -> str:
 def _explorer(kind: str, title: str, description: str, content: Mapping[str, Any], figure: Figure) -> Explorer:
     """Put a page's content, its figure, the style and the script together; the script finds the content beside it."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=_SHARPNESS * figure.dpi, metadata={"Software": None})
     png = file.getvalue()
-    width = round(figure.get_figwidth() * figure.dpi)
     assets = files("companion.plotting")
     style, script = (assets.joinpath(f"explorers.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js"))
     fragment = (
         f'<div class="companion-explorer tex2jax_ignore mathjax_ignore" data-explorer="{kind}"'
         f' data-content="{html.escape(json.dumps(content, separators=(",", ":")))}">\n'
-        f'<img width="{width}" alt="{html.escape(description)}"'
+        f'<img width="{_size(png)[0]}" alt="{html.escape(description)}"'
         f' src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
         f"<style>\n{style}</style>\n<script>\n{script}</script>\n</div>"
     )
