@@ -346,12 +346,16 @@ def test_a_sentence_says_what_is_attended_to_the_largest_first(visit):
 
 def test_the_shade_of_a_key_and_the_maps_grow_with_the_weight(visit):
     page = visit(explore_attention(WEIGHTS, TOKENS, head=0))
-    shades = page.locator(".key").evaluate_all("keys => keys.map(key => +key.style.getPropertyValue('--weight'))")
-    np.testing.assert_allclose(shades, (WEIGHTS[0, 0, 0] / WEIGHTS.max()).numpy(), atol=1e-3)
+    shares = (WEIGHTS[0, 0] / WEIGHTS.max()).numpy()
+    for name, values in [("--shade", np.sqrt(shares[0])), ("--length", shares[0])]:
+        styles = page.locator(".key").evaluate_all(
+            "(keys, of) => keys.map(key => key.style.getPropertyValue(of))", name
+        )
+        np.testing.assert_allclose([float(style) for style in styles], values, atol=2e-3)
     alphas = page.locator("canvas").first.evaluate(
         "canvas => [...canvas.getContext('2d').getImageData(0, 0, 5, 5).data].filter((_, place) => place % 4 === 3)"
     )
-    np.testing.assert_allclose(np.array(alphas) / 255, (WEIGHTS[0, 0] / WEIGHTS.max()).flatten().numpy(), atol=3e-3)
+    np.testing.assert_allclose(np.array(alphas) / 255, np.sqrt(shares).flatten(), atol=4e-3)
 
 
 def test_hostile_tokens_are_shown_and_not_run(visit):

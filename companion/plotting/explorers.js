@@ -68,6 +68,8 @@
     for (let place = 0; place < view.byteLength; place += 2) largest = Math.max(largest, view.getUint16(place, true));
     largest = largest / 10000 || 1;
 
+    const shade = (value) => Math.sqrt(Math.min(1, value / largest)); // small weights are seen, too
+
     const state = { layer: data.layer, head: heads === 1 ? 0 : data.head ?? mean, pinned: data.query, preview: null };
     const inform = make("p", { className: "readout", role: "status" });
 
@@ -137,7 +139,8 @@
       });
       const row = query === null ? [] : keys.map((_, key) => weight(state.layer, state.head, query, key));
       chips.forEach(({ chip, number }, key) => {
-        chip.style.setProperty("--weight", query === null ? 0 : Math.min(1, row[key] / largest));
+        chip.style.setProperty("--shade", query === null ? 0 : shade(row[key]));
+        chip.style.setProperty("--length", query === null ? 0 : Math.min(1, row[key] / largest));
         number.textContent = query === null ? "–" : written(row[key]);
       });
       inform.replaceChildren(...sentence(query, row));
@@ -159,7 +162,7 @@
 
     function paintMaps() {
       maps.forEach(({ canvas }, head) =>
-        paint(canvas, Q, K, (query, key) => weight(state.layer, head, query, key) / largest, () => BLUE));
+        paint(canvas, Q, K, (query, key) => shade(weight(state.layer, head, query, key)), () => BLUE));
     }
 
     const form = make("form", { autocomplete: "off" });

@@ -116,7 +116,7 @@ def explore_attention(
 
     Pointing at a query, or reaching it with Tab and the arrow keys, shades the keys by their weights and writes these
     out; a click, a tap or Enter keeps it, a second one or Escape lets it go. Weights are stored to four decimals and
-    written to two; the colour scale runs from 0 to the largest of them all.
+    written to two. Shades grow with the square root of a weight, bars with the weight, both up to the largest of all.
 
     Args:
         weights: ``(layers, heads, query, key)``, between 0 and 1; a query that attends nowhere has zeros.
