@@ -183,6 +183,7 @@ def test_weights_that_are_none_and_tokens_that_are_not_theirs_are_refused(change
             {},
             "the table 'log' has no entry, or one that is",
         ),
+        ({"flat": PositionTable(torch.ones(4))}, {}, r"the table 'flat' has shape \(4,\); expected \(row, column\)"),
         ({"odd": PositionTable(torch.ones(2, 3), hand="clock")}, {}, "the table 'odd' has 3 columns; sines and"),
         (TABLES, {"row": -1}, "row=-1, column=0; choose 0 or more"),
         (TABLES, {"column": -2}, "row=0, column=-2; choose 0 or more"),
@@ -233,7 +234,7 @@ def visit(browser, tmp_path):
 
 def numbers(scope):
     """Return the numbers under the key tokens."""
-    return scope.locator(".key .number").all_text_contents()
+    return scope.locator(".explorer-key .explorer-number").all_text_contents()
 
 
 def query(scope, place):
@@ -348,7 +349,7 @@ def test_the_shade_of_a_key_and_the_maps_grow_with_the_weight(visit):
     page = visit(explore_attention(WEIGHTS, TOKENS, head=0))
     shares = (WEIGHTS[0, 0] / WEIGHTS.max()).numpy()
     for name, values in [("--shade", np.sqrt(shares[0])), ("--length", shares[0])]:
-        styles = page.locator(".key").evaluate_all(
+        styles = page.locator(".explorer-key").evaluate_all(
             "(keys, of) => keys.map(key => key.style.getPropertyValue(of))", name
         )
         np.testing.assert_allclose([float(style) for style in styles], values, atol=2e-3)
@@ -358,14 +359,18 @@ def test_the_shade_of_a_key_and_the_maps_grow_with_the_weight(visit):
     np.testing.assert_allclose(np.array(alphas) / 255, np.sqrt(shares).flatten(), atol=4e-3)
 
 
+def texts(page, selector):
+    """Return what the elements hold, to the letter."""
+    return page.locator(selector).evaluate_all("all => all.map(one => one.textContent)")
+
+
 def test_hostile_tokens_are_shown_and_not_run(visit):
-    tokens = HOSTILE
-    page = visit(explore_attention(torch.eye(len(tokens))[None, None], tokens))
-    assert page.locator("button .token").evaluate_all("all => all.map(one => one.textContent)") == tokens
-    assert page.locator(".key .token").evaluate_all("all => all.map(one => one.textContent)") == tokens
-    for place in range(1, len(tokens)):  # the first is kept already
+    page = visit(explore_attention(torch.eye(len(HOSTILE))[None, None], HOSTILE))
+    assert texts(page, "button .explorer-token") == HOSTILE
+    assert texts(page, ".explorer-key .explorer-token") == HOSTILE
+    for place in range(1, len(HOSTILE)):  # the first is kept already
         query(page, place).click()
-        assert page.locator(".readout .token").first.evaluate("one => one.textContent") == tokens[place]
+        assert texts(page, ".explorer-readout .explorer-token")[0] == HOSTILE[place]
     assert page.evaluate("window.fired") is None
     assert page.locator("img").count() == 1
 
@@ -375,8 +380,16 @@ def test_hostile_tokens_are_shown_and_not_run(visit):
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tokens_are_shown_as_they_are(visit, tokens):
     page = visit(explore_attention(torch.eye(len(tokens))[None, None], tokens))
-    assert page.locator("button .token").evaluate_all("all => all.map(one => one.textContent)") == tokens
+    assert texts(page, "button .explorer-token") == tokens
     page.close()
+
+
+@pytest.mark.parametrize("explorer", [explore_attention(WEIGHTS, TOKENS), explore_positions(TABLES)])
+def test_every_class_has_a_name_of_its_own_which_no_page_styles(visit, explorer):
+    page = visit(explorer)
+    names = page.locator("form [class]").evaluate_all("all => all.flatMap(one => [...one.classList])")
+    assert len(names) > 10
+    assert [name for name in names if not name.startswith("explorer-")] == []
 
 
 INSERTED = """<div id="output"></div><template id="held">EXPLORERS</template><script>
@@ -506,7 +519,7 @@ def test_the_themes_of_jupyter_and_of_vs_code_are_followed(visit, mark, ground):
 @pytest.mark.parametrize(("motion", "moves"), [("reduce", False), ("no-preference", True)])
 def test_nothing_moves_for_who_wants_no_motion(visit, motion, moves):
     page = visit(EXPLORERS["attention"], reduced_motion=motion)
-    durations = page.locator(".key").first.evaluate("key => getComputedStyle(key).transitionDuration")
+    durations = page.locator(".explorer-key").first.evaluate("key => getComputedStyle(key).transitionDuration")
     assert any(float(seconds) > 0 for seconds in re.findall(r"[\d.]+", durations)) is moves
 
 
@@ -535,7 +548,7 @@ def test_sliders_go_through_every_entry_by_the_keyboard(visit):
             page.keyboard.press("ArrowRight")
         rows.focus()
         page.keyboard.press("ArrowRight")
-    assert page.locator(".place").all_text_contents() == ["2", "3"]
+    assert page.locator(".explorer-place").all_text_contents() == ["2", "3"]
 
 
 def test_a_row_and_a_column_are_drawn_with_the_entry_marked_on_both(visit):
@@ -578,8 +591,8 @@ def test_each_encoding_can_be_chosen_and_keeps_the_place_as_far_as_it_goes(visit
     assert shown(page).startswith("angles, position 2, pair 1: 0.2.")
     choose_table(page, "bias")
     assert shown(page) == "bias, distance 1, head 0: 0."
-    assert page.locator(".slider .title").all_text_contents() == ["distance", "head"]
-    assert not page.locator(".dial").is_visible()
+    assert page.locator(".explorer-slider .explorer-title").all_text_contents() == ["distance", "head"]
+    assert not page.locator(".explorer-dial").is_visible()
 
 
 @pytest.mark.parametrize(
@@ -595,6 +608,6 @@ def test_each_encoding_can_be_chosen_and_keeps_the_place_as_far_as_it_goes(visit
 def test_the_hand_points_where_the_pair_is_turned(visit, name, row, column, said, point):
     page = visit(explore_positions({name: TABLES[name]}, row=row, column=column))
     assert f"The hand of {said}" in shown(page)
-    hand = page.locator(".hand")
+    hand = page.locator(".explorer-hand")
     place = [float(hand.get_attribute(at)) for at in ("x2", "y2")]
     np.testing.assert_allclose(place, [60 * point[0], -60 * point[1]], atol=1e-6)

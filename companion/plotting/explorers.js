@@ -20,7 +20,7 @@
   }
 
   function token(text) {
-    return make("span", { className: "token", dir: "auto" }, text);
+    return make("span", { className: "explorer-token", dir: "auto" }, text);
   }
 
   /** Radio buttons under a heading; `choose` is called with the place of the one that is chosen. */
@@ -28,10 +28,11 @@
     const labels = faces.map((face, place) => {
       const input = make("input", { type: "radio", name, checked: place === chosen, autocomplete: "off" });
       input.addEventListener("change", () => choose(place));
-      return make("label", { className: `choice ${kind}` }, input, make("span", { className: "face" }, ...face));
+      const drawn = make("span", { className: "explorer-face" }, ...face);
+      return make("label", { className: `explorer-choice ${kind}`.trim() }, input, drawn);
     });
-    const legend = make("legend", { className: "title" }, title);
-    return make("fieldset", {}, legend, make("div", { className: "row" }, ...labels));
+    const legend = make("legend", { className: "explorer-title" }, title);
+    return make("fieldset", {}, legend, make("div", { className: "explorer-row" }, ...labels));
   }
 
   /** Fill a canvas, a pixel a cell: red above 0, blue below, or blue alone; the fuller the larger. */
@@ -71,14 +72,14 @@
     const shade = (value) => Math.sqrt(Math.min(1, value / largest)); // small weights are seen, too
 
     const state = { layer: data.layer, head: heads === 1 ? 0 : data.head ?? mean, pinned: data.query, preview: null };
-    const inform = make("p", { className: "readout", role: "status" });
+    const inform = make("p", { className: "explorer-readout", role: "status" });
 
     const cell = 60 / Math.max(Q, K);
     const maps = Array.from({ length: heads === 1 ? 0 : heads + 1 }, (_, head) => {
       const canvas = make("canvas", { "aria-hidden": "true" });
-      const marker = make("span", { className: "marker" });
+      const marker = make("span", { className: "explorer-marker" });
       marker.style.cssText = `left: -2px; right: -2px; height: ${Math.max(4, cell)}px; translate: 0 -50%`;
-      const pixels = make("span", { className: "pixels" }, canvas, marker);
+      const pixels = make("span", { className: "explorer-pixels" }, canvas, marker);
       pixels.style.cssText = `width: ${Math.max(8, K * cell)}px; height: ${Math.max(8, Q * cell)}px`;
       return { canvas, marker, face: [pixels, head === mean ? "mean" : String(head + 1)] };
     });
@@ -99,7 +100,8 @@
       button.addEventListener("click", () => show({ pinned: state.pinned === query ? null : query, preview: null }));
       return button;
     });
-    const toolbar = make("div", { className: "row", role: "toolbar", "aria-label": "Query tokens" }, ...buttons);
+    const toolbar = make("div", { className: "explorer-row", role: "toolbar", "aria-label": "Query tokens" });
+    toolbar.append(...buttons);
     toolbar.addEventListener("keydown", (event) => {
       const here = buttons.indexOf(event.target.closest("button"));
       const places = {
@@ -112,8 +114,8 @@
     });
 
     const chips = keys.map((text) => {
-      const number = make("span", { className: "number" });
-      return { number, chip: make("li", { className: "key" }, token(text), number) };
+      const number = make("span", { className: "explorer-number" });
+      return { number, chip: make("div", { className: "explorer-key", role: "listitem" }, token(text), number) };
     });
 
     const written = (value) => (value < 0.00005 ? "0" : value < 0.005 ? "<0.01" : value.toFixed(2));
@@ -129,7 +131,7 @@
       const tabbed = query ?? Math.max(0, buttons.findIndex((button) => button.tabIndex === 0));
       buttons.forEach((button, each) => {
         button.tabIndex = each === tabbed ? 0 : -1;
-        button.classList.toggle("shown", each === query);
+        button.classList.toggle("explorer-shown", each === query);
         button.setAttribute("aria-pressed", String(each === state.pinned));
       });
       maps.forEach(({ marker }) => {
@@ -171,11 +173,12 @@
       form.append(choices("Layer", "layer", faces, state.layer, (layer) => { show({ layer }); paintMaps(); }));
     }
     if (heads > 1) {
-      form.append(choices("Head", "head", maps.map((map) => map.face), state.head, (head) => show({ head }), "map"));
+      const faces = maps.map((map) => map.face);
+      form.append(choices("Head", "head", faces, state.head, (head) => show({ head }), "explorer-map"));
     }
-    const keyList = make("ul", { className: "row", "aria-label": "Key tokens and their weights" });
+    const keyList = make("div", { className: "explorer-row", role: "list", "aria-label": "Key tokens, weights" });
     keyList.append(...chips.map(({ chip }) => chip));
-    const titled = (title, element) => make("div", {}, make("span", { className: "title" }, title), element);
+    const titled = (title, element) => make("div", {}, make("span", { className: "explorer-title" }, title), element);
     form.append(titled("Query", toolbar), titled("Keys, and the weight that the query gives each", keyList), inform);
     form.addEventListener("keydown", (event) => {
       if (event.key === "Escape") show({ pinned: null, preview: null });
@@ -193,18 +196,19 @@
     });
     const state = { table: 0, row: data.row, column: data.column };
     const canvas = make("canvas", { role: "img" });
-    const [across, down] = ["across", "down"].map(() => make("span", { className: "marker" }));
-    const pixels = make("div", { className: "pixels" }, canvas, across, down);
-    const [rowAxis, columnAxis] = ["upright", "level"].map((way) => make("span", { className: `axis ${way}` }));
-    const inform = make("p", { className: "readout", role: "status" });
+    const [across, down] = ["across", "down"].map(() => make("span", { className: "explorer-marker" }));
+    const pixels = make("div", { className: "explorer-pixels" }, canvas, across, down);
+    const rowAxis = make("span", { className: "explorer-axis explorer-upright" });
+    const columnAxis = make("span", { className: "explorer-axis explorer-level" });
+    const inform = make("p", { className: "explorer-readout", role: "status" });
     const written = (value) => (value === 0 ? "0" : String(Number(value.toPrecision(3)))).replace("-", "\u2212");
 
     function slider(axis) {
-      const title = make("span", { className: "title" });
+      const title = make("span", { className: "explorer-title" });
       const input = make("input", { type: "range", min: 0, step: 1, autocomplete: "off" });
-      const output = make("span", { className: "place" });
+      const output = make("span", { className: "explorer-place" });
       input.addEventListener("input", () => show({ [axis]: Number(input.value) }));
-      return { title, input, output, label: make("label", { className: "slider" }, title, input, output) };
+      return { title, input, output, label: make("label", { className: "explorer-slider" }, title, input, output) };
     }
     const sliders = { row: slider("row"), column: slider("column") };
 
@@ -223,13 +227,13 @@
     });
 
     function drawing(viewBox) {
-      const title = make("span", { className: "title" });
+      const title = make("span", { className: "explorer-title" });
       const svg = draw("svg", { viewBox, role: "img" });
       return { svg, title, block: make("div", {}, title, svg) };
     }
     const along = { row: drawing("0 0 240 120"), column: drawing("0 0 240 120") };
     const dial = drawing("-70 -70 140 140");
-    dial.block.className = "dial";
+    dial.block.className = "explorer-dial";
 
     function plot({ svg, title }, values, at, [low, high], axis, name) {
       const [left, right, top, bottom] = [38, 234, 6, 100];
@@ -238,17 +242,18 @@
       title.textContent = name;
       const extremes = [Math.min, Math.max].map((extreme) => written(extreme(...values)));
       svg.setAttribute("aria-label", `${name}: from ${extremes.join(" to ")}`);
-      const zero = draw("path", { class: "frame", "stroke-dasharray": "2 3", d: `M${left} ${y(0)}H${right}` });
+      const points = values.map((value, place) => `${x(place)},${y(value)}`).join(" ");
+      const zero = draw("path", { class: "explorer-frame", "stroke-dasharray": "2 3", d: `M${left} ${y(0)}H${right}` });
       svg.replaceChildren(
-        draw("path", { class: "frame", d: `M${left} ${top}V${bottom}H${right}` }),
+        draw("path", { class: "explorer-frame", d: `M${left} ${top}V${bottom}H${right}` }),
         ...(low < 0 && high > 0 ? [zero] : []),
         draw("text", { x: left - 4, y: top + 5, "text-anchor": "end" }, written(high)),
         draw("text", { x: left - 4, y: bottom, "text-anchor": "end" }, written(low)),
         draw("text", { x: left, y: bottom + 14 }, "0"),
         draw("text", { x: (left + right) / 2, y: bottom + 14, "text-anchor": "middle" }, axis),
         draw("text", { x: right, y: bottom + 14, "text-anchor": "end" }, String(values.length - 1)),
-        draw("polyline", { class: "curve", points: values.map((value, place) => `${x(place)},${y(value)}`).join(" ") }),
-        draw("circle", { class: "dot", r: 4.5, cx: x(at), cy: y(values[at]) }),
+        draw("polyline", { class: "explorer-curve", points }),
+        draw("circle", { class: "explorer-dot", r: 4.5, cx: x(at), cy: y(values[at]) }),
       );
     }
 
@@ -299,10 +304,10 @@
         dial.title.textContent = `the hand of pair ${pair}`;
         dial.svg.setAttribute("aria-label", `The hand of pair ${pair}: ${said}`);
         dial.svg.replaceChildren(
-          draw("circle", { class: "frame", r: 60 }),
-          draw("path", { class: "frame", d: "M-60 0H60M0 -60V60", "stroke-dasharray": "2 4" }),
-          draw("line", { class: "hand", x1: 0, y1: 0, x2: 60 * x, y2: -60 * y }),
-          draw("circle", { class: "dot", r: 5, cx: 60 * x, cy: -60 * y }),
+          draw("circle", { class: "explorer-frame", r: 60 }),
+          draw("path", { class: "explorer-frame", d: "M-60 0H60M0 -60V60", "stroke-dasharray": "2 4" }),
+          draw("line", { class: "explorer-hand", x1: 0, y1: 0, x2: 60 * x, y2: -60 * y }),
+          draw("circle", { class: "explorer-dot", r: 5, cx: 60 * x, cy: -60 * y }),
         );
         parts.push(` The hand of pair ${pair}: ${said}.`);
       }
@@ -323,9 +328,9 @@
     const form = make("form", { autocomplete: "off" });
     if (tables.length > 1) form.append(choices("Encoding", "table", tables.map(({ name }) => [name]), 0, choose));
     form.append(
-      make("div", { className: "table" }, rowAxis, pixels, columnAxis),
+      make("div", { className: "explorer-table" }, rowAxis, pixels, columnAxis),
       make("div", {}, sliders.row.label, sliders.column.label),
-      make("div", { className: "plots" }, along.row.block, along.column.block, dial.block),
+      make("div", { className: "explorer-plots" }, along.row.block, along.column.block, dial.block),
       inform,
     );
     choose(0);

@@ -97,7 +97,7 @@ class PositionTable(NamedTuple):
         'position'
     """
 
-    values: Float[Tensor, "row column"]
+    values: Tensor
     row: str = "position"
     column: str = "dimension"
     hand: Literal["angle", "clock"] | None = None
@@ -198,8 +198,8 @@ def explore_positions(tables: Mapping[str, PositionTable], *, row: int = 0, colu
         An explorer, whose figure has a map for each table, each on a colour scale of its own.
 
     Raises:
-        ValueError: If there is no table, or one has no entry, an entry that is not finite, or an odd number of columns
-            where these are sines and cosines; or if ``row`` or ``column`` is below 0.
+        ValueError: If there is no table, or one has other than two dimensions, no entry, one that is not finite, or an
+            odd number of columns where these are sines and cosines; or if ``row`` or ``column`` is below 0.
 
     Example:
         >>> rotary = torch.arange(8)[:, None] * torch.tensor([1.0, 0.1])
@@ -216,6 +216,8 @@ def explore_positions(tables: Mapping[str, PositionTable], *, row: int = 0, colu
     if min(row, column) < 0:
         raise ValueError(f"row={row}, column={column}; choose 0 or more")
     for name, table in tables.items():
+        if table.values.dim() != 2:
+            raise ValueError(f"the table {name!r} has shape {tuple(table.values.shape)}; expected (row, column)")
         if not table.values.numel() or not table.values.isfinite().all():
             raise ValueError(f"the table {name!r} has no entry, or one that is not finite")
         if table.hand == "clock" and table.values.size(1) % 2:
