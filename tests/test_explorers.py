@@ -70,7 +70,7 @@ def content(explorer):
 
 def written(value):
     """Write a weight as the explorer does."""
-    stored = round(float(value) * 10_000) / 10_000
+    stored = float(value)
     return "0" if stored == 0 else "<0.01" if stored < 0.005 else f"{stored:.2f}"
 
 
@@ -79,6 +79,12 @@ def test_the_weights_in_the_page_are_those_of_the_tensor_to_four_decimals():
     stored = np.frombuffer(base64.b64decode(held["weights"]), "<u2").reshape(WEIGHTS.shape) / 10_000
     np.testing.assert_allclose(stored, WEIGHTS.numpy(), rtol=0, atol=0.5e-4 + 1e-9)
     assert (held["queries"], held["keys"]) == (TOKENS, TOKENS)
+
+
+def test_a_weight_is_nothing_in_the_page_only_where_it_is_nothing_in_the_tensor():
+    weights = torch.tensor([[[[0.0, 1e-9, 1 - 1e-9]]]], dtype=torch.float64)
+    held = content(explore_attention(weights, ["a"], KEYS))
+    assert np.frombuffer(base64.b64decode(held["weights"]), "<u2").tolist() == [0, 1, 10_000]
 
 
 def test_the_entries_in_the_page_are_those_of_the_tables_to_four_digits():
@@ -244,7 +250,7 @@ def query(scope, place):
 
 def expected(layer, head, place):
     """Write the weights that are to be seen; the head None is the mean."""
-    stored = (WEIGHTS.double() * 10_000).round() / 10_000
+    stored = ((WEIGHTS.double() * 10_000).round() / 10_000).clamp(min=1e-4) * (WEIGHTS > 0)
     weights = stored[layer].mean(dim=0) if head is None else stored[layer, head]
     return [written(weight) for weight in weights[place]]
 

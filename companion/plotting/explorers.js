@@ -118,7 +118,7 @@
       return { number, chip: make("div", { className: "explorer-key", role: "listitem" }, token(text), number) };
     });
 
-    const written = (value) => (value < 0.00005 ? "0" : value < 0.005 ? "<0.01" : value.toFixed(2));
+    const written = (value) => (value === 0 ? "0" : value < 0.005 ? "<0.01" : value.toFixed(2));
     const place = () =>
       [
         layers > 1 ? `layer ${state.layer + 1}` : "",
@@ -152,7 +152,7 @@
       if (query === null) return ["Point at a query, tap it, or reach it with Tab and the arrow keys."];
       const where = place() ? ` (${place()})` : "";
       const strong = (text) => make("strong", {}, token(text));
-      if (row.every((value) => value < 0.00005)) {
+      if (row.every((value) => value === 0)) {
         return [strong(queries[query]), ` attends nowhere: its weights are all 0${where}.`];
       }
       const order = row.map((_, key) => key).sort((a, b) => row[b] - row[a] || a - b);
@@ -293,8 +293,8 @@
 
       const through = values.map((entries) => entries[state.column]);
       const [here, there] = [`${table.row} ${state.row}`, `${table.column} ${state.column}`];
-      plot(along.row, values[state.row], state.column, table.range, table.column, `${here}, over the ${table.column}s`);
-      plot(along.column, through, state.row, table.range, table.row, `${there}, over the ${table.row}s`);
+      plot(along.row, values[state.row], state.column, table.range, table.column, `${here}, by ${table.column}`);
+      plot(along.column, through, state.row, table.range, table.row, `${there}, by ${table.row}`);
 
       const strong = (text) => make("strong", {}, text);
       const parts = [strong(table.name), `, ${here}, ${there}: `, strong(written(value)), "."];

@@ -115,8 +115,9 @@ def explore_attention(
     """Show what each token attends to, head by head and layer by layer.
 
     Pointing at a query, or reaching it with Tab and the arrow keys, shades the keys by their weights and writes these
-    out; a click, a tap or Enter keeps it, a second one or Escape lets it go. Weights are stored to four decimals and
-    written to two. Shades grow with the square root of a weight, bars with the weight, both up to the largest of all.
+    out; a click, a tap or Enter keeps it, a second one or Escape lets it go. Weights are stored to four decimals, those
+    above 0 as 0.0001 at least, and written to two; what is written as 0 is 0. Shades grow with the square root of a
+    weight, bars with the weight, both up to the largest of all.
 
     Args:
         weights: ``(layers, heads, query, key)``, between 0 and 1; a query that attends nowhere has zeros.
@@ -157,6 +158,7 @@ def explore_attention(
     values = weights.detach().cpu().double().numpy()
     if not (values.min() >= 0 and values.max() <= 1 + _SLACK):
         raise ValueError(f"weights run from {values.min():.3g} to {values.max():.3g}; expected 0 to 1")
+    steps = np.where(values > 0, (values * _STEPS).round().clip(min=1), 0)
     content = {
         "layers": layers,
         "heads": heads,
@@ -165,7 +167,7 @@ def explore_attention(
         "layer": layer,
         "head": head,
         "query": query,
-        "weights": base64.b64encode((values * _STEPS).round().astype("<u2").tobytes()).decode(),
+        "weights": base64.b64encode(steps.astype("<u2").tobytes()).decode(),
     }
     counts = ", ".join(
         _counted(count, *names)
