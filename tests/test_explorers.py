@@ -170,6 +170,7 @@ def test_whatever_the_tokens_the_fragment_holds_them_as_data_alone(tokens):
         ({"head": -1}, "head=-1; expected 0 to 1, as the weights have"),
         ({"query": 5}, "query=5; expected 0 to 4, as the weights have"),
         ({"weights": WEIGHTS * 2 - 1}, "weights run from -1 to .*; expected 0 to 1"),
+        ({"weights": WEIGHTS * 2}, "weights run from 0 to 1.*; expected 0 to 1"),
         ({"weights": WEIGHTS.log()}, "weights run from -inf to .*; expected 0 to 1"),
         ({"weights": WEIGHTS / 0}, "weights run from nan to nan; expected 0 to 1"),
     ],
