@@ -114,6 +114,10 @@ from .ngrams import NGrams as NGrams
 from .ngrams import log_count_ratio as log_count_ratio
 from .ngrams import ngram_keys as ngram_keys
 from .optimization import TrainingConfig as TrainingConfig
+from .plotting import Explorer as Explorer
+from .plotting import PositionTable as PositionTable
+from .plotting import explore_attention as explore_attention
+from .plotting import explore_positions as explore_positions
 from .plotting import plot_attention as plot_attention
 from .plotting import plot_history as plot_history
 from .plotting import plot_lines as plot_lines

@@ -250,10 +250,14 @@ def portable_markdown(notebook: NotebookNode) -> list[str]:
 
 
 def described_figures(notebook: NotebookNode) -> list[str]:
-    """A figure has an alternative text for who cannot see it, and a caption in italics below it."""
+    """A figure or an explorer has an alternative text for who cannot see it, and a caption in italics below it."""
     problems = []
     for cell, after in itertools.pairwise([*notebook.cells, new_markdown_cell()]):
-        if not any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+        explorers = [data for data in shown if "companion-explorer" in data.get("text/html", "")]
+        if any("image/png" not in data for data in explorers):
+            problems.append(f"an explorer has no figure: {cell.source[:40]!r}")
+        if not explorers and not any("image/png" in data for data in shown):
             continue
         if not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
             problems.append(f"a figure has no alt text: {cell.source[:40]!r}")
@@ -446,6 +450,10 @@ FIGURE = new_output("display_data", data={"image/png": ""})
 ALT = {"image": {"alt": "A cat"}}
 
 
+EXPLORER = new_output("execute_result", data={"text/html": '<div class="companion-explorer"></div>', "image/png": ""})
+BARE_EXPLORER = new_output("execute_result", data={"text/html": '<div class="companion-explorer"></div>'})
+
+
 def without_notation() -> NotebookNode:
     """Return a chapter whose first cell does not link to the notation page."""
     notebook = chapter()
@@ -512,6 +520,12 @@ BAD_CHAPTERS = [
     (figures_in_one_style, chapter(code("figure = Figure(figsize=(6, 3))"))),
     (figures_in_one_style, chapter(code("import matplotlib.pyplot as plt"))),
     (figures_in_one_style, chapter(code("plt.plot(x)"))),
+    (described_figures, chapter(new_code_cell(outputs=[EXPLORER]), new_markdown_cell("*A cat.*"))),
+    (described_figures, chapter(new_code_cell(outputs=[EXPLORER], metadata={"mystnb": ALT}))),
+    (
+        described_figures,
+        chapter(new_code_cell(outputs=[BARE_EXPLORER], metadata={"mystnb": ALT}), new_markdown_cell("*A cat.*")),
+    ),
     (links_notation, without_notation()),
 ]
 

@@ -35,8 +35,9 @@ def write_book(folder: Path) -> None:
     for name in ("_tools", "_static"):
         shutil.copytree(ROOT / "book" / name, folder / "book" / name)
     shutil.copy(ROOT / "book" / "references.bib", folder / "book")
-    for name, text in {"companion/module.py": "x = 1\n", ".pytest_cache/README.md": "# Cache\n"}.items():
-        (folder / name).parent.mkdir()
+    files = {"companion/module.py": "x = 1\n", "companion/plotting/explorers.js": "1;\n"}
+    for name, text in {**files, ".pytest_cache/README.md": "# Cache\n"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     toc = {"format": "jb-book", "root": "book/index", "chapters": [{"file": "book/chapter"}]}
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
@@ -88,6 +89,10 @@ def test_book_executes_a_chapter_once_for_each_version_of_the_package(book):
     module.write_text("x = 1\n")
     assert make(book, "book").returncode == 0
     assert executions(book) == 2
+
+    (book / "companion" / "plotting" / "explorers.js").write_text("2;\n")
+    assert make(book, "book").returncode == 0
+    assert executions(book) == 3
 
 
 def test_site_asks_nothing_of_other_hosts(book):

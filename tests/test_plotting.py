@@ -66,6 +66,12 @@ def test_the_columns_are_named_as_the_rows_where_no_key_tokens_are_given():
     assert labels(ax.xaxis) == labels(ax.yaxis) == KEYS
 
 
+def test_a_token_with_dollars_is_no_formula():
+    figure = plot_attention(torch.eye(2)[None], ["$", r"$\nothing$"])
+    figure.draw_without_rendering()
+    assert labels(maps(figure)[0].xaxis) == ["$", r"$\nothing$"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_of_any_precision_can_be_drawn(dtype):
     (ax,) = maps(plot_attention(torch.full((1, 2, 2), 0.5, dtype=dtype), QUERIES))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-_in_book_style = style.context("companion.plotting.book", after_reset=True)
+in_book_style = style.context("companion.plotting.book", after_reset=True)
 
 _MARKERS = "osD^vPX"  # a marker for each colour of the style tells the lines apart in print
 _WIDTH = 7.0  # inches, the most that a page shows at full size
@@ -27,12 +27,12 @@ Line = tuple[Sequence[int | float], Sequence[int | float]]
 class BookFigure(Figure):
     """A figure that measures, draws and saves itself in the book's style too: some settings count as late as that."""
 
-    draw = _in_book_style(Figure.draw)
-    get_tightbbox = _in_book_style(Figure.get_tightbbox)
-    savefig = _in_book_style(Figure.savefig)
+    draw = in_book_style(Figure.draw)
+    get_tightbbox = in_book_style(Figure.get_tightbbox)
+    savefig = in_book_style(Figure.savefig)
 
 
-@_in_book_style
+@in_book_style
 def plot_attention(
     weights: Float[Tensor, "heads query key"],
     query_tokens: Sequence[str],
@@ -72,15 +72,15 @@ def plot_attention(
         ax.imshow(values[head], norm=scale)
         if heads > 1:
             ax.set_title(f"head {head + 1}")
-        ax.set_xticks(range(keys), key_tokens, rotation=90)
-        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries)
+        ax.set_xticks(range(keys), key_tokens, rotation=90, parse_math=False)
+        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries, parse_math=False)
         ax.set_xlabel("key")
     axes[0].set_ylabel("query")
     _colour_bar(figure, ScalarMappable(scale), axes, "weight")
     return figure
 
 
-@_in_book_style
+@in_book_style
 def plot_masks(masks: Mapping[str, Bool[Tensor, "query key"]]) -> Figure:
     """Draw boolean masks, a panel each: dark where the entry is ``True``.
 
@@ -118,7 +118,7 @@ def plot_masks(masks: Mapping[str, Bool[Tensor, "query key"]]) -> Figure:
     return figure
 
 
-@_in_book_style
+@in_book_style
 def plot_tensors(tensors: Mapping[str, Float[Tensor, "row column"]], row_labels: Sequence[str] | None = None) -> Figure:
     r"""Draw matrices side by side, a panel each, on one colour scale around 0.
 
@@ -161,7 +161,7 @@ def plot_tensors(tensors: Mapping[str, Float[Tensor, "row column"]], row_labels:
     return figure
 
 
-@_in_book_style
+@in_book_style
 def plot_positions(table: Float[Tensor, "length d_model"]) -> Figure:
     """Draw a table of position vectors: a row for each position, a column for each dimension.
 
@@ -188,7 +188,7 @@ def plot_positions(table: Float[Tensor, "length d_model"]) -> Figure:
     return figure
 
 
-@_in_book_style
+@in_book_style
 def plot_lines(
     lines: Mapping[str, Line],
     *,
@@ -247,7 +247,7 @@ def plot_lines(
     return figure
 
 
-@_in_book_style
+@in_book_style
 def plot_sums(sums: Mapping[str, Mapping[str, int | float]], *, x_label: str) -> Figure:
     """Draw sums as bars, term beside term, with the total at the end of each.
 
@@ -288,7 +288,7 @@ def plot_sums(sums: Mapping[str, Mapping[str, int | float]], *, x_label: str) ->
     return figure
 
 
-@_in_book_style
+@in_book_style
 def plot_history(history: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ("loss", "accuracy")) -> Figure:
     """Draw the training and dev curves of a record's history.
 
