@@ -1,6 +1,8 @@
 """Serve the site to this machine, and build it again whenever a page or the package changes.
 
-python book/_tools/serve.py 8000
+    python book/_tools/serve.py 8000
+
+A chapter is executed where `make book` would execute it: its code or the package has changed.
 """
 
 import socket
