@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -186,3 +187,29 @@ def test_the_table_at_a_glance_has_a_row_for_each_result(glance):
     assert glance.as_table([result]).splitlines()[2:] == [
         "| what came | 98.8% | [imdb](imdb.ipynb) | `one`, `two` |",
     ]
+
+
+def test_pages_say_how_long_a_chapter_ran(book):
+    index = book / "book" / "index.md"
+    index.write_text("# Index\n\nBuilt with {{ built_with }}.\n\n```{nb-exec-table}\n```\n")
+    chapter = book / "book" / "chapter.ipynb"
+    notebook = nbformat.read(chapter, as_version=4)
+    notebook.cells.append(new_code_cell("import time\n\ntime.sleep(2)"))
+    nbformat.write(notebook, chapter)
+    for _ in range(2):  # executed, then from the cache
+        built = make(book, "book")
+        assert built.returncode == 0, built.stderr
+        html = book / "_build" / "html" / "book"
+        (line,) = re.findall(r'<p class="times">(.*?)</p>', (html / "chapter.html").read_text("utf-8"))
+        seconds = int(re.fullmatch(r"1 min to read · runs in (\d+) s", line)[1])
+        assert 2 <= seconds < 60
+        table = (html / "index.html").read_text("utf-8")
+        ((page, shown),) = re.findall(
+            r"<tr.*?doc\">(book/\w+)<.*?(\d+\.\d+)</p></td>\s*<td><p>✅", table, flags=re.DOTALL
+        )
+        assert page == "book/chapter"
+        assert round(float(shown)) == seconds
+        assert f"python {platform.python_version()}" in table
+        shutil.rmtree(book / "_build" / "html")
+        shutil.rmtree(book / "_build" / ".doctrees")
+    assert executions(book) == 1

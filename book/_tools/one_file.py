@@ -126,18 +126,20 @@ class Formulas:
 
 
 def describe(app: Sphinx, config: Config) -> None:
-    """Give an EPUB the package's version, which it must state, and the cover where there is one."""
+    """Give an EPUB the package's version, which it must state, and its cover, a tuple, which YAML has not."""
     config.version = config.release = metadata.version("measured-transformer")
-    if Path(app.srcdir, "book", "_static", "cover.png").exists():
-        config.epub_cover = ("_static/cover.png", "epub-cover.html")
+    config.epub_cover = ("_static/cover.png", "epub-cover.html")
 
 
 def drop_furniture(app: Sphinx) -> None:
-    """Leave out what leads from a page of the site to others: buttons, figures in full size, the index of modules."""
+    """Leave out what leads from a page of the site to others, and of an EPUB the site's own fonts and style."""
     if app.builder.name in Unfold.builders:
         app.config.html_theme_options = {}
         app.config.html_domain_indices = False
         app.config.html_scaled_image_link = False
+    if app.builder.name == "epub":
+        app.config.html_favicon = None
+        app.config.html_static_path = ["book/_static/cover.png", "book/_static/ereader.css"]
 
 
 def draw_formulas(app: Sphinx, builder: Builder) -> None:

@@ -1,6 +1,6 @@
-// Arrange the book on its one page for print: a title page, the contents, the chapters.
+// Arrange the book on its one page for print: the cover, the contents, the chapters.
 // Returns the bookmarks, [level, title, anchor], and what is wrong with the book.
-async ({title, author, parts, cover, style}) => {
+async ({title, author, parts, style}) => {
     const make = (tag, properties = {}, ...children) => {
         const element = Object.assign(document.createElement(tag), properties);
         element.append(...children);
@@ -10,9 +10,7 @@ async ({title, author, parts, cover, style}) => {
     const article = document.querySelector("article");
     for (const link of article.querySelectorAll("a.headerlink")) link.remove();
 
-    const front = make("header", {id: "front"}, cover
-        ? make("img", {src: "_static/cover.png", alt: `${title}, ${author}`})
-        : make("div", {}, make("p", {className: "title", textContent: title}), make("p", {textContent: author})));
+    const front = make("header", {id: "front"}, make("img", {src: "_static/cover.png", alt: `${title}, ${author}`}));
     const root = article.querySelector("h1");
     root.textContent = "About this book";
 
@@ -50,7 +48,7 @@ async ({title, author, parts, cover, style}) => {
         for (const section of chapter.querySelectorAll(":scope > section")) enter(section, "to-section", level + 1);
     }
     for (const sheet of document.querySelectorAll("link[rel=stylesheet]"))
-        if (!/pygments/.test(sheet.href)) sheet.remove();
+        if (!/pygments|fonts/.test(sheet.href)) sheet.remove();
     document.head.append(make("style", {textContent: style}));
     document.documentElement.dataset.theme = "light";
     document.body.replaceChildren(front, contents, article);

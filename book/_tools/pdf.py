@@ -87,7 +87,6 @@ def print_book(source: Path, html: Path, path: Path) -> None:
         "title": config["title"],
         "author": config["author"],
         "parts": {part.items[0]: part.caption for part in root.subtrees if part.caption},
-        "cover": (html / "_static" / "cover.png").exists(),
         "style": (TOOLS / "pdf.css").read_text(encoding="utf-8"),
     }
     whole = html / "book.html"
