@@ -1,7 +1,9 @@
 """The site in a real browser, built from the stored outputs: what a reader meets on every page."""
 
+import base64
 import functools
 import http.server
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
@@ -20,6 +23,13 @@ ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 NOTEBOOKS = [page for page in PAGES if (ROOT / f"{page}.ipynb").exists()]
+
+
+def cells_of(page: str) -> list[nbformat.NotebookNode]:
+    """Return the cells of a page that is a notebook."""
+    return nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
+
+
 TYPESET = "() => window.MathJax ? MathJax.startup.promise.then(() => true) : true"
 
 
@@ -149,9 +159,9 @@ def test_no_page_complains_and_no_request_leaves_the_machine(page, seen, address
 @pytest.mark.parametrize("page", PAGES)
 def test_every_formula_is_typeset(page, seen):
     formulas, typeset = seen(page).formulas
-    source = nbformat.read(ROOT / f"{page}.ipynb", as_version=4) if page in NOTEBOOKS else None
+    cells = cells_of(page) if page in NOTEBOOKS else []
     assert typeset == formulas
-    assert formulas > 0 or not source or not any("$" in c.source for c in source.cells if c.cell_type == "markdown")
+    assert formulas > 0 or not any("$" in cell.source for cell in cells if cell.cell_type == "markdown")
     assert seen(page).faults == []
     assert re.findall(r".{0,30}(?:\$|\\\(|\\\[|\\[a-z]+\{).{0,30}", seen(page).prose) == []
 
@@ -163,7 +173,7 @@ def test_every_image_loads_and_has_alt_text(page, seen):
 
 @pytest.mark.parametrize("page", NOTEBOOKS)
 def test_every_figure_of_a_notebook_is_on_its_page(page, seen):
-    cells = nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
+    cells = cells_of(page)
     alts = [cell.metadata.mystnb.image.alt for cell in cells if "image" in cell.metadata.get("mystnb", {})]
     shown = [alt for _, alt, _ in seen(page).images]
     assert [alt for alt in alts if alt not in shown] == []
@@ -308,7 +318,7 @@ def test_keyboard_opens_contents_on_a_phone(tab, address):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_solutions_unfold(name, tab, address):
-    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    cells = cells_of(name)
     solutions = [cell.source for cell in cells if "hide-cell" in cell.metadata.get("tags", [])]
     page = tab(f"{address}/{name}.html")
     folded = page.locator("details.hide")
@@ -336,7 +346,7 @@ def test_next_and_previous_walk_through_the_whole_book(tab, address):
 
 @pytest.mark.parametrize("name", ["book/attention", "book/trends"])
 def test_copy_buttons_copy_the_cell(name, tab, address):
-    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    cells = cells_of(name)
     sources = [c.source for c in cells if c.cell_type == "code" and "remove-cell" not in c.metadata.get("tags", [])]
     page = tab(f"{address}/{name}.html", permissions=["clipboard-read", "clipboard-write"])
     buttons = page.locator("div.cell_input button.copybtn")
@@ -358,7 +368,7 @@ def test_copy_buttons_of_examples_leave_prompts_and_outputs(tab, address):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_chapters_say_how_long_they_take_to_read(name, tab, address):
-    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    cells = cells_of(name)
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     code = [cell.source for cell in cells[2:] if cell.cell_type == "code"]
     lines = sum(bool(line.strip()) for source in code for line in source.splitlines())
@@ -377,3 +387,70 @@ def test_site_works_from_the_disk(tab, site):
     assert page.locator("article mjx-container").count() > 10
     assert complaints == []
     assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
+
+
+def explored(page: str) -> list[str]:
+    """Return what a page's explorers show, ``attention`` or ``positions``, from the outputs stored in its notebook."""
+    outputs = [output for cell in cells_of(page) for output in cell.get("outputs", []) if "data" in output]
+    return [
+        kind for output in outputs for kind in re.findall(r'data-explorer="(\w+)"', output.data.get("text/html", ""))
+    ]
+
+
+def test_five_chapters_have_explorers():
+    assert {page: explored(page) for page in NOTEBOOKS if explored(page)} == {
+        "book/attention": ["attention"],
+        "book/positions": ["positions"],
+        "book/imdb": ["attention"],
+        "book/albert": ["attention"],
+        "book/applications": ["attention"],
+    }
+
+
+@pytest.mark.parametrize("page", ["attention", "imdb", "albert", "applications"])
+@pytest.mark.parametrize(
+    "options", [{}, {"color_scheme": "dark", "width": 390, "has_touch": True}], ids=["wide", "phone"]
+)
+def test_attention_is_explored_click_by_click_on_the_site(page, options, tab, address):
+    explorer = tab(f"{address}/book/{page}.html", **options).locator(".companion-explorer")
+    assert not explorer.locator("img").is_visible()
+    (content,) = [
+        json.loads(attributes) for attributes in explorer.evaluate_all("all => all.map(e => e.dataset.content)")
+    ]
+    shape = [content["layers"], content["heads"], len(content["queries"]), len(content["keys"])]
+    stored = np.frombuffer(base64.b64decode(content["weights"]), "<u2").reshape(shape) / 10_000
+    press = "tap" if options else "click"
+    for place in (shape[2] - 1, 0):  # a click on the query that is chosen would let it go
+        getattr(explorer.get_by_role("toolbar").get_by_role("button").nth(place), press)()
+        for layer in range(shape[0]):
+            if shape[0] > 1:
+                getattr(explorer.get_by_role("group", name="Layer").get_by_role("radio").nth(layer), press)()
+            for head in range(shape[1]):
+                getattr(explorer.get_by_role("group", name="Head").get_by_role("radio").nth(head), press)()
+                shown = explorer.locator(".explorer-key .explorer-number").all_text_contents()
+                weights = stored[layer, head, place]
+                assert len(shown) == len(weights)
+                for text, weight in zip(shown, weights, strict=True):
+                    if text == "<0.01":
+                        assert 0 < weight < 0.01
+                    else:
+                        assert float(text) == pytest.approx(weight, abs=0.005001)
+
+
+def test_positions_are_explored_by_sliders_on_the_site(tab, address):
+    page = tab(f"{address}/book/positions.html")
+    explorer = page.locator(".companion-explorer")
+    (content,) = [
+        json.loads(attributes) for attributes in explorer.evaluate_all("all => all.map(e => e.dataset.content)")
+    ]
+    assert [table["name"] for table in content["tables"]] == ["sinusoidal", "learned", "rotary", "ALiBi"]
+    for index, table in enumerate(content["tables"]):
+        explorer.get_by_role("radio").nth(index).click()
+        for key, row, column in [("Home", 0, 0), ("End", len(table["values"]) - 1, len(table["values"][0]) - 1)]:
+            for slider in range(2):
+                explorer.get_by_role("slider").nth(slider).focus()
+                page.keyboard.press(key)
+            said = explorer.get_by_role("status").inner_text().replace("−", "-")
+            number = float(re.search(r": (-?\d+(?:\.\d+)?(?:e-?\d+)?)", said)[1])
+            assert said.startswith(table["name"])
+            assert number == pytest.approx(table["values"][row][column], rel=5e-3, abs=1e-9)
