@@ -377,6 +377,12 @@ def test_chapters_say_how_long_they_take_to_read(name, tab, address):
     assert minutes == pytest.approx(words / 200 + lines / 20, rel=0.1)
 
 
+def test_chapters_alone_say_how_long_they_take(site):
+    lines = {page: "min to read</p>" in (site / f"{page}.html").read_text("utf-8") for page in PAGES}
+    chapters = {chapter["file"] for chapter in TOC["parts"][0]["chapters"]}
+    assert lines == {page: page in chapters for page in PAGES}
+
+
 def test_site_works_from_the_disk(tab, site):
     complaints, requests = [], []
     page = tab((site / "index.html").as_uri(), complaints=complaints, requests=requests)

@@ -4,11 +4,14 @@ Reading: 200 words of prose and 20 lines of code a minute. Running: the seconds 
 site, or the cache that it is built from, executed it. ``{{ built_with }}`` names the machine and the versions.
 """
 
+from pathlib import Path
+
 import torch
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 from companion.records import hardware, package_versions
 
@@ -20,11 +23,12 @@ def reading_minutes(document: nodes.document) -> int:
     """Return how many minutes a page takes to read, at least 1; outputs of cells do not count."""
     words = lines = 0
     for text in document.findall(nodes.Text):
-        block = text.parent
-        if not isinstance(block, nodes.literal_block):
-            words += len(text.split())
-        elif not _is_output(block):
+        if _is_output(text):
+            continue
+        if isinstance(text.parent, nodes.literal_block):
             lines += sum(bool(line.strip()) for line in text.splitlines())
+        else:
+            words += len(text.split())
     return max(1, round(words / WORDS_PER_MINUTE + lines / CODE_LINES_PER_MINUTE))
 
 
@@ -46,13 +50,12 @@ def duration(seconds: float) -> str:
 
 
 def add_times(app: Sphinx, document: nodes.document) -> None:
-    """Add the line to a page that is a notebook."""
-    name = app.env.docname
-    metadata = NbMetadataCollector.get_doc_data(app.env)[name]
-    if not app.env.doc2path(name).endswith(".ipynb"):
+    """Add the line to a page of the book's first part, the chapters."""
+    chapters, *_ = parse_toc_yaml(Path(app.srcdir, "_toc.yml")).root.subtrees
+    if app.env.docname not in chapters.items:
         return
     line = f"{reading_minutes(document)} min to read"
-    executed = metadata.get("exec_data")
+    executed = NbMetadataCollector.get_doc_data(app.env)[app.env.docname].get("exec_data")
     if executed and executed["runtime"]:
         line += f" · runs in {duration(executed['runtime'])}"
     title = next(document.findall(nodes.title))
