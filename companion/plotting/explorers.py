@@ -240,7 +240,8 @@ def explore_positions(tables: Mapping[str, PositionTable], *, row: int = 0, colu
         ],
     }
     title = f"Positions: {', '.join(tables)}"
-    description = f"A map for each of {', '.join(tables)}: positions in rows, blue below 0 and red above."
+    named = ", ".join(f"{name} ({table.row} by {table.column})" for name, table in tables.items())
+    description = f"A map for each table, rows by columns, blue below 0 and red above: {named}."
     return _explorer("positions", title, description, content, _draw_tables(tables))
 
 
@@ -255,7 +256,8 @@ def _draw_tables(tables: Mapping[str, PositionTable]) -> Figure:
         ax.set_xlabel(table.column)
         ax.set_ylabel(table.row)
         ax.grid(False)
-        figure.colorbar(image, ax=ax, location="bottom").outline.set_visible(False)
+        ends = {"ticks": [-limit, 0, limit], "format": "{x:.3g}"}
+        figure.colorbar(image, ax=ax, location="bottom", **ends).outline.set_visible(False)
     return figure
 
 
