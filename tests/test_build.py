@@ -37,6 +37,7 @@ def write_book(folder: Path) -> None:
         shutil.copytree(ROOT / "book" / name, folder / "book" / name)
     shutil.copy(ROOT / "book" / "references.bib", folder / "book")
     files = {"companion/module.py": "x = 1\n", "companion/plotting/explorers.js": "1;\n"}
+    files |= {"companion/plotting/book.mplstyle": "font.size: 11\n"}
     for name, text in {**files, ".pytest_cache/README.md": "# Cache\n"}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -94,6 +95,10 @@ def test_book_executes_a_chapter_once_for_each_version_of_the_package(book):
     (book / "companion" / "plotting" / "explorers.js").write_text("2;\n")
     assert make(book, "book").returncode == 0
     assert executions(book) == 3
+
+    (book / "companion" / "plotting" / "book.mplstyle").write_text("font.size: 12\n")
+    assert make(book, "book").returncode == 0
+    assert executions(book) == 4
 
 
 def test_site_asks_nothing_of_other_hosts(book):

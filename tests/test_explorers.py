@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from companion.plotting import PositionTable, explore_attention, explore_positions, plot_attention
+from companion.plotting.explorers import _draw_tables
 
 TOKENS = ["the", "film", "was", "not", "bad"]
 KEYS = ["der", "Film", "war"]
@@ -137,6 +139,26 @@ def test_the_picture_is_the_figure_of_the_layer_and_the_head_shown_first(weights
     explorer = explore_attention(weights, *tokens, layer=2, head=head)
     assert explorer.png == file.getvalue()
     assert name in explorer.description
+
+
+def test_the_picture_of_tables_is_described_by_what_their_rows_and_columns_are():
+    description = explore_positions(TABLES).description
+    assert "signed (position by dimension)" in description
+    assert "angles (position by pair)" in description
+    assert "bias (distance by head)" in description
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.0834, 1.0, 3.14159, 31.5, 250.0])
+def test_the_numbers_at_the_colour_bars_of_tables_keep_apart(limit):
+    table = PositionTable(limit * torch.tensor([[0.3, -1.0], [0.2, 0.7]]))
+    figure = _draw_tables({str(number): table for number in range(4)})
+    figure.draw_without_rendering()
+    bars = [ax for ax in figure.axes if not ax.images]
+    assert len(bars) == 4
+    labels = [label for bar in bars for label in bar.get_xticklabels() if label.get_text()]
+    spans = sorted((label.get_window_extent().x0, label.get_window_extent().x1) for label in labels)
+    assert len(spans) == 12  # the two ends, and 0
+    assert all(right[0] > left[1] for left, right in itertools.pairwise(spans))
 
 
 def test_the_same_arrays_make_the_same_explorer():

@@ -1,12 +1,29 @@
-"""The README's library example runs as printed."""
+"""The README's library examples run as printed, one after the other, and its matplotlib style is found by its name."""
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+from matplotlib import rc_context, rcParams, style
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_library_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert example.count("assert") == 2
-    exec(compile(example, "README.md", "exec"), {})
+def test_library_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert [example.count("assert") for example in examples] == [2, 0]
+    names = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+    assert names["weights"].shape == (2, 4, 4, 4)
+    pages = set(re.findall(r'save\("(.*?)"\)', README))
+    assert pages == {"attention.html", "positions.html"}
+    assert {path.name for path in tmp_path.iterdir()} == pages
+
+
+def test_style_is_used_by_its_name():
+    (name,) = re.findall(r'plt\.style\.use\("(.*?)"\)', README)
+    with rc_context():
+        style.use(name)
+        assert rcParams["figure.figsize"] == [6.4, 3.8]

@@ -2,7 +2,8 @@
 
     python book/_tools/artwork.py
 
-All show one thing, the sinusoidal encoding as clocks: a row for each position, a hand for each pair of dimensions.
+All show one thing, the sinusoidal encoding as clocks: a row for each position, a hand for each of its fastest pairs of
+dimensions.
 """
 
 import io
@@ -73,7 +74,7 @@ def cover() -> Figure:
     write(figure, 168, 750, "Every claim is executed", 50, color=ORANGE)
     draw_hands(panel(figure, 160, 900, 1280, 1360), 17, 16, d_model=64, marked=8, width=5)
     write(figure, 168, 2380, "The sinusoidal encoding of the positions 0 to 16: a row for each position, a hand", 27)
-    write(figure, 168, 2424, "for each pair of dimensions, the fastest on the left. In orange, position 8.", 27)
+    write(figure, 168, 2424, "for each of its 16 fastest pairs of dimensions, of 32. In orange, position 8.", 27)
     return figure
 
 

@@ -23,7 +23,7 @@ def package_digest(root: Path) -> str:
         Sixteen hexadecimal digits.
     """
     package = root / "companion"
-    files = [file for kind in ("py", "js", "css") for file in package.rglob(f"*.{kind}")]
+    files = [file for kind in ("py", "js", "css", "mplstyle") for file in package.rglob(f"*.{kind}")]
     files += [*package.glob("results/*.json"), root / "constraints.txt"]
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()} {file.relative_to(root)}" for file in sorted(files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -37,7 +37,7 @@ class Explorer:
         title: What the page is called.
         html: The fragment of a page, with its figure, style and script in it.
         png: The figure alone.
-        description: What the figure shows, for who cannot see it.
+        description: What the figure shows, for those who cannot see it.
 
     Example:
         >>> explorer = explore_attention(torch.eye(3)[None, None], ["not", "bad", "."])
@@ -120,7 +120,8 @@ def explore_attention(
     weight, bars with the weight, both up to the largest of all.
 
     Args:
-        weights: ``(layers, heads, query, key)``, between 0 and 1; a query that attends nowhere has zeros.
+        weights: ``(layers, heads, query, key)``, between 0 and 1; a query that attends nowhere has zeros. For one input
+            `attention_weights` has them, a call at a time: ``torch.cat`` puts these together.
         query_tokens: The tokens that attend.
         key_tokens: The tokens attended to; left out, the same.
         layer: The layer to begin with, which is also the one in the figure.
@@ -239,7 +240,8 @@ def explore_positions(tables: Mapping[str, PositionTable], *, row: int = 0, colu
         ],
     }
     title = f"Positions: {', '.join(tables)}"
-    description = f"A map for each of {', '.join(tables)}: positions in rows, blue below 0 and red above."
+    named = ", ".join(f"{name} ({table.row} by {table.column})" for name, table in tables.items())
+    description = f"A map for each table, rows by columns, blue below 0 and red above: {named}."
     return _explorer("positions", title, description, content, _draw_tables(tables))
 
 
@@ -254,7 +256,8 @@ def _draw_tables(tables: Mapping[str, PositionTable]) -> Figure:
         ax.set_xlabel(table.column)
         ax.set_ylabel(table.row)
         ax.grid(False)
-        figure.colorbar(image, ax=ax, location="bottom").outline.set_visible(False)
+        ends = {"ticks": [-limit, 0, limit], "format": "{x:.3g}"}
+        figure.colorbar(image, ax=ax, location="bottom", **ends).outline.set_visible(False)
     return figure
 
 
