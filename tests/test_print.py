@@ -236,6 +236,8 @@ def test_epub_shows_formulas_figures_and_solutions_without_scripts(epub):
         drawing = ElementTree.fromstring(epub.read(f"_images/formulas/{image.get('src').rpartition('/')[2]}"))
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
         assert drawing.findall(".//{http://www.w3.org/2000/svg}path")
+    drawings = [epub.read(name) for name in epub.namelist() if name.endswith(".svg")]
+    assert not any(b"<!DOCTYPE" in drawing for drawing in drawings)  # EPUB 3 has no external entities
     text = "".join(pages["book/chapter.xhtml"].itertext())
     assert "#@title Solution" in text
     assert "EXPLORER" not in text
