@@ -338,6 +338,13 @@ def test_table_of_contents_is_complete():
     assert toc_problems(toc, pages) == []
 
 
+def test_the_first_page_lists_every_other_page_in_order():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    first = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[[^]]+\]\((\w+)\.(?:ipynb|md)\) \|", first, re.MULTILINE)
+    assert ["book/index", *(f"book/{page}" for page in listed)] == list(toc_entries(toc))
+
+
 def test_every_public_name_is_on_the_api_page():
     page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^\.\. auto(?:class|function|module):: companion\.(\w+)$", page, re.MULTILINE))

@@ -25,6 +25,7 @@ needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="ne
 XHTML = "{http://www.w3.org/1999/xhtml}"
 SITE = "https://github.com/measured-transformer/measured-transformer"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYPj/HwADAgH/p7ulPwAAAABJRU5ErkJggg=="
+TALL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAACCAAAAAC86un7AAAADElEQVR42mNgYGAAAAAEAAHI6uv5AAAAAElFTkSuQmCC"
 BOTH = f"display({{'image/png': {PIXEL!r}, 'text/html': '<script>1</script><p>explorer</p>'.upper()}}, raw=True)"
 
 
@@ -33,7 +34,7 @@ def book(tmp_path_factory):
     """Return the folder of a book with a cover, two parts, anchors of one name, formulas, a table, two outputs."""
     folder = tmp_path_factory.mktemp("book")
     write_book(folder)
-    (folder / "book" / "_static" / "cover.png").write_bytes(base64.b64decode(PIXEL))
+    (folder / "book" / "_static" / "cover.png").write_bytes(base64.b64decode(TALL))
     parts = [("Chapters", "chapter"), ("Reference", "notation")]
     toc = {
         "format": "jb-book",
@@ -186,7 +187,7 @@ def test_epub_begins_with_its_type_and_has_the_pages_in_order(epub):
     spine = [files[item.get("idref")] for item in package.iter(f"{opf}itemref")]
     assert spine == ["epub-cover.xhtml", "book/index.xhtml", "book/chapter.xhtml", "book/notation.xhtml"]
     (cover,) = [meta.get("content") for meta in package.iter(f"{opf}meta") if meta.get("name") == "cover"]
-    assert epub.read(files[cover]) == base64.b64decode(PIXEL)
+    assert epub.read(files[cover]) == base64.b64decode(TALL)
     assert package.find(f".//{dc}title").text == "The Measured Transformer"
     assert package.find(f".//{dc}creator").text == "The Measured Transformer authors"
     assert package.find(f".//{dc}language").text == "en"
@@ -235,6 +236,8 @@ def test_epub_shows_formulas_figures_and_solutions_without_scripts(epub):
         drawing = ElementTree.fromstring(epub.read(f"_images/formulas/{image.get('src').rpartition('/')[2]}"))
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
         assert drawing.findall(".//{http://www.w3.org/2000/svg}path")
+    drawings = [epub.read(name) for name in epub.namelist() if name.endswith(".svg")]
+    assert not any(b"<!DOCTYPE" in drawing for drawing in drawings)  # EPUB 3 has no external entities
     text = "".join(pages["book/chapter.xhtml"].itertext())
     assert "#@title Solution" in text
     assert "EXPLORER" not in text

@@ -200,6 +200,15 @@ def test_a_phone_scrolls_no_page_sideways(width, tab, address):
     assert wide == dict.fromkeys(PAGES, width)
 
 
+def test_printed_code_is_not_cut_off(tab, address):
+    page = tab(f"{address}/book/attention.html", width=700)
+    page.emulate_media(media="print")
+    cut = page.locator(".bd-article pre").evaluate_all(
+        "blocks => blocks.filter(pre => pre.scrollWidth > pre.clientWidth).map(pre => pre.textContent)"
+    )
+    assert cut == []
+
+
 CONTRAST = {"runOnly": ["color-contrast", "link-in-text-block"]}  # the rules that depend on colours
 
 
@@ -326,6 +335,7 @@ def test_solutions_unfold(name, tab, address):
     for index, source in enumerate(solutions):
         code = folded.nth(index).locator("div.highlight").first
         assert not code.is_visible()
+        assert folded.nth(index).locator("summary").inner_text().strip() == "Show the solution"
         folded.nth(index).locator("summary").focus()
         page.keyboard.press("Enter")
         assert code.is_visible()

@@ -132,13 +132,13 @@ def describe(app: Sphinx, config: Config) -> None:
 
 
 def drop_furniture(app: Sphinx) -> None:
-    """Leave out what leads from a page of the site to others, and of an EPUB the site's own fonts and style."""
+    """Leave out what leads from a page of the site to others, and of an EPUB the site's own fonts, style and logo."""
     if app.builder.name in Unfold.builders:
         app.config.html_theme_options = {}
         app.config.html_domain_indices = False
         app.config.html_scaled_image_link = False
     if app.builder.name == "epub":
-        app.config.html_favicon = None
+        app.config.html_favicon = app.config.html_logo = None
         app.config.html_static_path = ["book/_static/cover.png", "book/_static/ereader.css"]
 
 
