@@ -288,9 +288,7 @@ def test_choices_are_made_by_the_arrow_keys(visit):
     assert numbers(page) == expected(1, None, 1)
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowLeft")
-    page.keyboard.press("Enter")  # which would submit a form
     assert numbers(page) == expected(1, 1, 1)
-    assert "?" not in page.url
 
 
 def test_queries_are_one_stop_of_the_keyboard_and_the_arrows_go_through_them(visit):
