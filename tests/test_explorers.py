@@ -220,7 +220,7 @@ def visit(browser, tmp_path):
         context = browser.new_context(**{"viewport": {"width": 800, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(120_000)  # a busy machine is no failure
+        page.set_default_timeout(60_000)  # a busy machine is no failure
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)

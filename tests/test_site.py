@@ -31,7 +31,7 @@ def cells_of(page: str) -> list[nbformat.NotebookNode]:
     return nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
 
 
-PATIENCE = 180_000  # milliseconds: a busy machine is no failure
+PATIENCE = 120_000  # milliseconds: a busy machine is no failure
 TYPESET = "() => window.MathJax ? MathJax.startup.promise.then(() => true) : true"
 
 
@@ -57,10 +57,15 @@ def address(site):
     """Serve the site, and return its address."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections stay
+
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site)) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 128  # of 5, a busy machine drops some, and a page waits for them
+
+    with Server(("127.0.0.1", 0), functools.partial(Handler, directory=site)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
