@@ -242,7 +242,7 @@ def visit(browser, tmp_path):
         context = browser.new_context(**{"viewport": {"width": 800, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a busy machine is no failure
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
@@ -317,10 +317,21 @@ def test_queries_are_one_stop_of_the_keyboard_and_the_arrows_go_through_them(vis
     page = visit(explore_attention(WEIGHTS[:1, :1], TOKENS))
     page.keyboard.press("Tab")
     assert numbers(page) == expected(0, 0, 0)
-    for key, place in [("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1), ("End", 4), ("ArrowRight", 0)]:
+    page.evaluate("document.addEventListener('keydown', (event) => { window.kept = event.defaultPrevented; })")
+    for key, place in [
+        ("ArrowRight", 1),
+        ("ArrowDown", 2),
+        ("ArrowLeft", 1),
+        ("End", 4),
+        ("ArrowRight", 0),
+        ("End", 4),
+        ("Home", 0),
+    ]:
         page.keyboard.press(key)
         assert numbers(page) == expected(0, 0, place)
         assert page.evaluate("document.activeElement.innerText") == TOKENS[place]
+        assert page.get_by_role("button", name=f"{TOKENS[place]}, query {place + 1} of 5", exact=True).count() == 1
+        assert page.evaluate("window.kept") is True  # the page does not scroll
     for key in ("ArrowUp", "ArrowUp", "Enter"):
         page.keyboard.press(key)
     assert query(page, 3).get_attribute("aria-pressed") == "true"
@@ -383,10 +394,37 @@ def test_the_shade_of_a_key_and_the_maps_grow_with_the_weight(visit):
             "(keys, of) => keys.map(key => key.style.getPropertyValue(of))", name
         )
         np.testing.assert_allclose([float(style) for style in styles], values, atol=2e-3)
-    alphas = page.locator("canvas").first.evaluate(
-        "canvas => [...canvas.getContext('2d').getImageData(0, 0, 5, 5).data].filter((_, place) => place % 4 === 3)"
-    )
-    np.testing.assert_allclose(np.array(alphas) / 255, np.sqrt(shares).flatten(), atol=4e-3)
+    for layer in (0, 2):
+        page = visit(explore_attention(WEIGHTS, TOKENS))
+        if layer:
+            page.get_by_role("group", name="Layer").get_by_role("radio").nth(layer).click()
+        maps = page.locator("canvas").evaluate_all(
+            """all => all.map(canvas => [...canvas.getContext('2d').getImageData(0, 0, 5, 5).data]
+                .filter((_, place) => place % 4 === 3))"""
+        )
+        heads = torch.cat([WEIGHTS[layer], WEIGHTS[layer].mean(dim=0, keepdim=True)]) / WEIGHTS.max()
+        np.testing.assert_allclose(np.array(maps) / 255, heads.sqrt().flatten(1), atol=4e-3)
+
+
+def middle(locator):
+    """Return the middle of an element."""
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_marks_on_the_maps_are_on_what_is_shown(visit):
+    page = visit(explore_attention(WEIGHTS, TOKENS, query=3))
+    canvas, marker = page.locator("canvas").last, page.locator(".explorer-marker").last
+    box = canvas.bounding_box()
+    assert middle(marker) == pytest.approx((middle(canvas)[0], box["y"] + 3.5 / 5 * box["height"]), abs=0.6)
+    query(page, 3).click()
+    page.mouse.move(1, 1)
+    assert not marker.is_visible()
+    page = visit(explore_positions({"signed": SIGNED}, row=1, column=3))
+    box = page.locator("canvas").bounding_box()
+    across, down = page.locator(".explorer-marker").all()
+    assert middle(across) == pytest.approx((box["x"] + box["width"] / 2, box["y"] + 1.5 / 3 * box["height"]), abs=0.6)
+    assert middle(down) == pytest.approx((box["x"] + 3.5 / 4 * box["width"], box["y"] + box["height"] / 2), abs=0.6)
 
 
 def texts(page, selector):
@@ -403,6 +441,7 @@ def test_hostile_tokens_are_shown_and_not_run(visit):
         assert texts(page, ".explorer-readout .explorer-token")[0] == HOSTILE[place]
     assert page.evaluate("window.fired") is None
     assert page.locator("img").count() == 1
+    assert page.get_by_role("button", name="empty token, query 5 of 11", exact=True).count() == 1
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -622,6 +661,7 @@ def test_each_encoding_can_be_chosen_and_keeps_the_place_as_far_as_it_goes(visit
     choose_table(page, "bias")
     assert shown(page) == "bias, distance 1, head 0: 0."
     assert page.locator(".explorer-slider .explorer-title").all_text_contents() == ["distance", "head"]
+    assert [text.split(";")[0] for text in page.locator(".explorer-axis").all_text_contents()] == ["distance", "head"]
     assert not page.locator(".explorer-dial").is_visible()
 
 
