@@ -32,7 +32,9 @@ def cells_of(page: str) -> list[nbformat.NotebookNode]:
 
 
 PATIENCE = 120_000  # milliseconds: a busy machine is no failure
-TYPESET = "() => window.MathJax ? MathJax.startup.promise.then(() => true) : true"
+# Before the page is complete, MathJax is its settings alone.
+TYPESET = """() => document.readyState === "complete"
+    && (window.MathJax ? MathJax.startup.promise.then(() => true) : true)"""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,13 @@ def address(site):
         server.shutdown()
 
 
+def listen(page, complaints: list[str], requests: list[str]) -> None:
+    """Note in two lists what a page complains of on the console, and every address that it asks for."""
+    page.on("console", lambda message: message.type in {"error", "warning"} and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+
+
 @pytest.fixture
 def tab(browser):
     """Return a function that opens an address in a context of its own and waits until the formulas are typeset."""
@@ -81,13 +90,9 @@ def tab(browser):
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
-        if complaints is not None:
-            page.on("console", lambda message: message.type in {"error", "warning"} and complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-        if requests is not None:
-            page.on("request", lambda request: requests.append(request.url))
+        listen(page, [] if complaints is None else complaints, [] if requests is None else requests)
         page.goto(address)
-        page.wait_for_function(TYPESET)  # unlike evaluate, it outlasts a page that leads to another one
+        page.wait_for_function(TYPESET)  # it outlasts a page that leads to another one
         return page
 
     yield visit
@@ -127,12 +132,10 @@ def seen(browser, site, address):
         complaints, requests = [], []
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: message.type in {"error", "warning"} and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
+        listen(page, complaints, requests)
         page.goto(f"{address}/{name}.html")
         page.wait_for_load_state("networkidle")
-        page.evaluate(TYPESET)
+        page.wait_for_function(TYPESET)
         faults = page.locator("mjx-merror").evaluate_all("errors => errors.map(e => e.getAttribute('title'))")
         prose = page.evaluate(
             """() => {
@@ -418,7 +421,7 @@ def test_site_works_from_the_disk(tab, site):
     page.wait_for_url("**/book/index.html")
     page.locator("a.right-next").click()
     page.wait_for_url("**/book/background.html")
-    page.evaluate(TYPESET)
+    page.wait_for_function(TYPESET)
     assert page.locator("article mjx-container").count() > 10
     assert complaints == []
     assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
