@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from companion.devices import Accelerator, Precision, choose_precision, make_accelerator
 from companion.interruption import StopRequest, stop_requests
@@ -45,7 +44,7 @@ def train(
     With ``output``, Ctrl-C and SIGTERM end the training after the update under way, with a checkpoint.
 
     Args:
-        model: The model; it ends with the best weights.
+        model: The model; it ends with the best weights, on the device that it came on.
         batches: Training batches. Where they, or their ``batch_sampler``, have ``set_epoch``, it is called.
         config: How to train.
         loss_fn: From model and batch to a `LossOutput`.
@@ -93,12 +92,9 @@ def train(
         model.load_state_dict(load_weights(run.weights))
         return TrainingRecord.load(run.record)
 
-    model.to(accelerator.device)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model.zero_grad()  # of whatever the caller did with it before
-    optimizer = make_optimizer(model, config)
     with (
-        _prepared(accelerator, model, optimizer) as (prepared, wrapped),
+        _prepared(accelerator, model, config) as (prepared, wrapped),
         nullcontext(StopRequest()) if run is None else stop_requests() as stop,
         torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []),
     ):
@@ -159,7 +155,7 @@ def evaluate(model: nn.Module, batches: Batches, *, loss_fn: LossFunction) -> di
     """Measure a model in float32, with dropout off.
 
     Args:
-        model: The model; its mode is as before afterwards.
+        model: The model; its mode and its device are as before afterwards.
         batches: The batches to measure on.
         loss_fn: From model and batch to a `LossOutput`.
 
@@ -177,21 +173,35 @@ def evaluate(model: nn.Module, batches: Batches, *, loss_fn: LossFunction) -> di
         0.75
     """
     accelerator = make_accelerator()
-    return evaluate_batches(accelerator, model.to(accelerator.device), batches, loss_fn)
+    with _moved(model, accelerator.device):
+        return evaluate_batches(accelerator, model, batches, loss_fn)
 
 
 @contextmanager
-def _prepared(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[nn.Module, Any]]:
-    """Let Accelerate wrap model and optimizer, and take away afterwards what it has hung on the model."""
-    own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
+def _moved(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a model on a device, and afterwards where it was, so that the caller's tensors still go with it."""
+    home = next((parameter.device for parameter in model.parameters()), device)
+    model.to(device)
     try:
-        yield accelerator.prepare(model, optimizer)
+        yield
     finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        vars(model).pop("_original_forward", None)  # it has wrapped forward for bf16
-        vars(model).pop("forward", None)
-        vars(model).update(own_forward)
+        model.to(home)
+
+
+@contextmanager
+def _prepared(accelerator: Accelerator, model: nn.Module, config: TrainingConfig) -> Iterator[tuple[nn.Module, Any]]:
+    """Let Accelerate move and wrap a model and its optimizer; give the model back as it was, but for its weights."""
+    own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
+    with _moved(model, accelerator.device):
+        model.zero_grad()  # of whatever the caller did with it before
+        try:
+            yield accelerator.prepare(model, make_optimizer(model, config))
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            vars(model).pop("_original_forward", None)  # it has wrapped forward for bf16
+            vars(model).pop("forward", None)
+            vars(model).update(own_forward)
 
 
 def _check_options(output: object, checkpoint_every: int | None, tensorboard: bool) -> None:
