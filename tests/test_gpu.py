@@ -1,6 +1,8 @@
 """What an NVIDIA GPU computes, beside the CPU; `make gpu-check` runs this alone."""
 
 import os
+import statistics
+import time
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; makes its sums repeatable
 
@@ -47,6 +49,35 @@ def test_attention_is_that_of_the_cpu(need_weights, causal):
     torch.testing.assert_close(found.output.cpu(), expected.output, rtol=0, atol=ROUNDING)
     if need_weights:
         torch.testing.assert_close(found.weights.cpu(), expected.weights, rtol=0, atol=ROUNDING)
+
+
+def test_a_new_shape_costs_no_more_than_a_known_one():
+    attention = MultiHeadAttention(256, 4).to(default_device(), torch.bfloat16)
+
+    def seconds(length: int) -> float:
+        x = torch.randn(8_192 // length, length, 256, device=default_device(), dtype=torch.bfloat16)
+        mask = torch.ones(len(x), 1, 1, length, dtype=torch.bool, device=x.device)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        attention(x, mask=mask).output.sum().backward()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    lengths = range(100, 240, 7)
+    seconds(lengths[0] - 1)  # the first call of all loads the kernels
+    new, known = ([seconds(length) for length in lengths] for _ in range(2))
+    assert statistics.median(new) < 5 * statistics.median(
+        known
+    )  # on an H100, cuDNN's plans took some 300 times as long
+
+
+@pytest.mark.unhooked
+@pytest.mark.usefixtures("fresh_compiler")
+def test_attention_compiles_as_one_graph():
+    attention = MultiHeadAttention(64, 4).to(default_device())
+    x = torch.randn(3, 17, 64, device=default_device())
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x).output, attention(x).output, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "alibi"])
