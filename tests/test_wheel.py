@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from test_architecture import imported_names
 from test_readme import EXAMPLES, PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,7 @@ STRAYS = [
     *("companion/attention.py.orig", "companion/notes.txt", "companion/results/draft.csv", "companion/spiece.model"),
     *("companion/__pycache__/old.py", "companion/.ipynb_checkpoints/old.py", "runs/toy/record.json"),
 ]
+USED_WHERE_INSTALLED = {"pytorch_optimizer", "sklearn"}
 FOR_TESTS = {"IPython", "beartype", "hypothesis", "pytest", "sklearn", "tensorboard", "transformers"}
 OTHERS_SETTINGS = ("GIT_", "PYTHON", "SETUPTOOLS_SCM_")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(OTHERS_SETTINGS)}
@@ -131,6 +133,15 @@ def test_sdist_holds_the_package_and_what_builds_it(built):
 
 def test_sdist_builds_the_same_wheel(built):
     assert built.wheel_of_sdist.read_bytes() == built.wheel.read_bytes()
+
+
+def test_wheel_requires_what_the_package_imports_and_nothing_else(built):
+    (wheel,) = distributions(path=[str(built.wheel)])
+    required = {canonicalize_name(Requirement(text).name) for text in wheel.requires if "extra ==" not in text}
+    modules = [content.decode() for name, content in package(built.tracked).items() if name.endswith(".py")]
+    imported = {name.split(".")[0] for source in modules for name in imported_names(source)}
+    others = imported - sys.stdlib_module_names - {"companion"} - USED_WHERE_INSTALLED
+    assert required == set(map(canonicalize_name, others))
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
