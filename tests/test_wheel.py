@@ -1,4 +1,4 @@
-"""What people install: the version is the tag's, the archives hold the package alone, and the wheel does by itself."""
+"""What people install: its version is the tag's, it holds the package alone, and it works by itself."""
 
 import os
 import shutil
