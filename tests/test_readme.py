@@ -7,19 +7,19 @@ from matplotlib import rc_context, rcParams, style
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = set(re.findall(r'save\("(.*?)"\)', README))
 
 
 def test_library_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert [example.count("assert") for example in examples] == [2, 0]
+    assert [example.count("assert") for example in EXAMPLES] == [2, 0]
     names = {}
-    for example in examples:
+    for example in EXAMPLES:
         exec(compile(example, "README.md", "exec"), names)
     assert names["weights"].shape == (2, 4, 4, 4)
-    pages = set(re.findall(r'save\("(.*?)"\)', README))
-    assert pages == {"attention.html", "positions.html"}
-    assert {path.name for path in tmp_path.iterdir()} == pages
+    assert {"attention.html", "positions.html"} == PAGES
+    assert {path.name for path in tmp_path.iterdir()} == PAGES
 
 
 def test_style_is_used_by_its_name():
