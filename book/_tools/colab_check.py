@@ -3,8 +3,8 @@
     python book/_tools/colab_check.py [PYTHON]
 
 The first chapter's install cell installs the package, here from a wheel; it may add to what Colab has, and change
-nothing. In the other chapters it must do nothing. Outputs are compared with the stored ones. PYTHON is an interpreter
-of Colab's version.
+nothing. In the other chapters it must do nothing. No cell may fail; what cells print is not compared, since other
+versions of torch and sentencepiece draw other numbers. PYTHON is an interpreter of Colab's version.
 """
 
 import json
@@ -89,8 +89,8 @@ def freeze(python: Path) -> set[str]:
     return set(listed.stdout.splitlines())
 
 
-def run_chapter(chapter: str, wheel: Path, tag: list[str]) -> float:
-    """Run a chapter, alone in a folder, compare its outputs with the stored ones, and return the seconds it took.
+def run_chapter(chapter: str, wheel: Path, tag: str) -> float:
+    """Run a chapter, alone in a folder, and return the seconds it took.
 
     Args:
         chapter: The chapter's name.
@@ -98,25 +98,25 @@ def run_chapter(chapter: str, wheel: Path, tag: list[str]) -> float:
         tag: What nbval is told of the install cell's output.
 
     Raises:
-        Failure: A cell failed, or printed something else.
+        Failure: A cell failed.
     """
     address = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
     notebook = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4)
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     before, install.source = install.source, install.source.replace(f"git+{address}", wheel.as_uri())
     assert install.source != before
-    install.metadata.tags = tag
+    install.metadata.tags = [tag]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
     with tempfile.TemporaryDirectory() as folder:
         nbformat.write(notebook, Path(folder) / f"{chapter}.ipynb")
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-kernel-name=colab", f"{chapter}.ipynb"],
+            [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-kernel-name=colab", f"{chapter}.ipynb"],
             cwd=folder,
             env={**environment, "JUPYTER_PATH": str(WORK)},
         )
     if done.returncode:
-        raise Failure(f"{chapter} does not run as stored")
+        raise Failure(f"{chapter} does not run")
     return time.monotonic() - start
 
 
@@ -124,25 +124,25 @@ def check(interpreter: str) -> None:
     """Make the environment, run the chapters, and print what came.
 
     Raises:
-        Failure: Colab has another Python, a chapter does not run as stored, or the install cell changes what was there.
+        Failure: There is no such Python, a cell fails, or the install cell changes what was there.
     """
     make_base(interpreter, WORK / "base")
     python = make_copy(WORK / "base", WORK / "copy")
     make_kernel(python, WORK)
     wheel = make_wheel(WORK / "wheel")
     before = freeze(python)
-    seconds = {CHAPTERS[0]: run_chapter(CHAPTERS[0], wheel, ["nbval-ignore-output"])}
+    seconds = {CHAPTERS[0]: run_chapter(CHAPTERS[0], wheel, "nbval-ignore-output")}
     after = freeze(python)
     if lost := before - after:
         raise Failure(f"the install cell changes {', '.join(sorted(lost))}")
-    seconds |= {chapter: run_chapter(chapter, wheel, []) for chapter in CHAPTERS[1:]}
+    seconds |= {chapter: run_chapter(chapter, wheel, "nbval-check-output") for chapter in CHAPTERS[1:]}
     if freeze(python) != after:
         raise Failure("the install cell, run again, changes what is installed")
 
     print("Had:", *sorted(line for line in before if line.partition("==")[0].lower() in NOTED))
     print("Unchanged:", len(before & after))
     print("Added:", *sorted(after - before))
-    print("Ran as stored:", ", ".join(f"{chapter} in {s:.0f} s" for chapter, s in seconds.items()))
+    print("Ran:", ", ".join(f"{chapter} in {s:.0f} s" for chapter, s in seconds.items()))
 
 
 if __name__ == "__main__":
