@@ -9,10 +9,10 @@ STUDENT := --teacher runs/albert-teacher --max-length 504
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf epub serve test gpu-check notebooks results mutants lint clean
+.PHONY: help book pdf epub serve test gpu-check colab-check repo-url notebooks results mutants lint clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
 # Sphinx reports a warning only when it reads or writes the page: an unfinished build leaves nothing to build on.
 define build
@@ -48,6 +48,13 @@ test: lint  ## Check everything: lint, unit tests, stored outputs of the chapter
 
 gpu-check: .venv/installed-book,test  ## Compare an NVIDIA GPU with the CPU, and train on it; skipped where there is none
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
+
+colab-check: export TQDM_DISABLE := 1
+colab-check: .venv/installed-book,test  ## Run chapters with Colab's versions, which are gigabytes (COLAB_PYTHON=python3.13)
+	$(BIN)/python book/_tools/colab_check.py $(COLAB_PYTHON)
+
+repo-url:  ## Write the repository's new address wherever it stands (URL=https://github.com/OWNER/NAME)
+	@$(PYTHON) book/_tools/repository.py "$$URL"
 
 notebooks: export TQDM_DISABLE := 1
 notebooks: .venv/installed-book,test  ## Execute the chapters again and store their outputs

@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
 from matplotlib.image import imread
+from test_book import REPOSITORY
 
 ROOT = Path(__file__).parents[1]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 NOTEBOOKS = [page for page in PAGES if (ROOT / f"{page}.ipynb").exists()]
@@ -202,8 +205,22 @@ def test_every_page_presents_itself_when_shared(page, seen, site, address):
     assert meta["og:title"]
     assert len(meta["og:description"]) > 40
     assert meta["og:url"].endswith(f"/{page}.html")
-    assert imread(site / meta["og:image"].partition("/measured-transformer/")[2]).shape[:2] == (630, 1200)
+    home = CONFIG["sphinx"]["config"]["ogp_site_url"]
+    assert imread(site / meta["og:image"].removeprefix(home)).shape[:2] == (630, 1200)
     assert (site / meta["icon"].removeprefix(f"{address}/")).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_buttons_lead_to_the_page_on_colab_and_to_the_repository(page, site):
+    html = BeautifulSoup((site / f"{page}.html").read_text("utf-8"), "html.parser")
+    leads = {link["title"]: link["href"] for link in html.select(".article-header-buttons a")}
+    tracked = subprocess.run(["git", "ls-files", f"{page}.*"], cwd=ROOT, check=True, capture_output=True, text=True)
+    (file,) = tracked.stdout.split()
+    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{file}"
+    assert (site / page).parent.joinpath(leads.pop("Download source file")).resolve() == site / "_sources" / file
+    assert leads.pop("Open an issue").startswith(f"{REPOSITORY}/issues/new?title=Issue%20on%20page%20%2F{page}.html&")
+    assert leads == {"Source repository": REPOSITORY} | ({"Launch on Colab": colab} if page in NOTEBOOKS else {})
 
 
 @pytest.mark.parametrize("name", PAGES)
