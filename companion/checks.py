@@ -4,6 +4,16 @@ import torch
 from torch import Tensor
 
 
+def printable(text: str) -> str:
+    r"""Write signs without a shape, such as a line break or what turns a terminal's colours, as Python does.
+
+    Example:
+        >>> print(printable("a film\x1b[2J"))
+        a film\x1b[2J
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def check_sequence(name: str, x: Tensor, d_model: int) -> None:
     """Ask for the shape ``(batch, length, d_model)``.
 

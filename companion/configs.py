@@ -1,12 +1,17 @@
 """Configs: the shape of each model, as frozen dataclasses that check themselves."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from companion.feed_forward import Activation
 from companion.layers import Norm
 
 Positions = Literal["sinusoidal", "learned", "rotary", "alibi", "none"]
+
+LARGEST_SIZE, MOST_LAYERS = 2**20, 1_000
+"""Bounds of every size and of the layers, beyond what has been trained: only a damaged file asks for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "vocab_size", "d_model", "num_heads", "d_ff", "max_length")
+        check_layers(self, "num_layers")
         if self.num_layers < 0:
             raise ValueError(f"num_layers={self.num_layers}; choose 0 or more")
         _check_heads(self)
@@ -149,7 +155,7 @@ class NGramConfig(ClassifierConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "max_n", "num_ngrams")
-        if self.vocab_size**self.max_n >= 2**63:
+        if self.max_n > 63 or self.vocab_size**self.max_n >= 2**63:
             raise ValueError(f"vocab_size={self.vocab_size} to the power of max_n={self.max_n} is past 64 bits")
         if self.pad_id != 0:
             raise ValueError(f"pad_id={self.pad_id}; choose 0, which keeps n-grams of different n apart")
@@ -274,6 +280,7 @@ class Seq2SeqConfig:
     def __post_init__(self) -> None:
         sizes = ("source_vocab_size", "target_vocab_size", "d_model", "num_heads", "d_ff", "num_layers", "max_length")
         check_positive(self, *sizes)
+        check_layers(self, "num_layers")
         _check_heads(self, self.head_dim, self.num_kv_heads)
         check_probabilities(self, "dropout", "attention_dropout", "label_smoothing")
         check_ids(self, "source_vocab_size", "pad_id")
@@ -290,14 +297,35 @@ class Seq2SeqConfig:
 
 
 def check_positive(config: object, *fields: str) -> None:
-    """Ask for 1 or more in each field.
+    """Ask for a whole number from 1 to `LARGEST_SIZE` in each field.
 
     Raises:
-        ValueError: If one is less.
+        ValueError: If one holds another.
     """
     for field in fields:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field}={getattr(config, field)}; choose 1 or more")
+        value = _whole_number(config, field)
+        if value < 1:
+            raise ValueError(f"{field}={value}; choose 1 or more")
+        if value > LARGEST_SIZE:
+            raise ValueError(f"{field}={value}; choose at most {LARGEST_SIZE:,}")
+
+
+def check_layers(config: object, *fields: str) -> None:
+    """Ask for fields whose product, the layers, is no more than `MOST_LAYERS`.
+
+    Raises:
+        ValueError: If it is more.
+    """
+    layers = math.prod(_whole_number(config, field) for field in fields)
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{' times '.join(fields)} is {layers}; choose at most {MOST_LAYERS:,} layers")
+
+
+def _whole_number(config: object, field: str) -> int:
+    value = getattr(config, field)
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{field}={value!r} is no whole number")
+    return int(value)
 
 
 def _check_heads(
@@ -336,8 +364,9 @@ def check_ids(config: object, vocab_size: str, *fields: str) -> None:
     """
     size = getattr(config, vocab_size)
     for field in fields:
-        if not 0 <= getattr(config, field) < size:
-            raise ValueError(f"{field}={getattr(config, field)}; choose 0 <= {field} < {vocab_size}={size}")
+        value = _whole_number(config, field)
+        if not 0 <= value < size:
+            raise ValueError(f"{field}={value}; choose 0 <= {field} < {vocab_size}={size}")
 
 
 def check_choices(config: object, **choices: object) -> None:

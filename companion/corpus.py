@@ -154,8 +154,7 @@ class TokenizedCorpus:
         for name, values in zip(_FILES[:3], (self._numbers, self._bounds, self._labels), strict=True):
             np.save(folder / name, values, allow_pickle=False)
         (folder / _FILES[3]).write_bytes("".join(token + "\n" for token in self._lexicon).encode())
-        checksums = {name: sha256(folder / name) for name in _FILES}
-        (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", "utf-8")
+        (folder / "checksums.json").write_text(_checksums(folder), "utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "TokenizedCorpus":
@@ -166,12 +165,15 @@ class TokenizedCorpus:
             ValueError: If a file is damaged.
         """
         folder = Path(folder)
-        checksums = json.loads((folder / "checksums.json").read_text("utf-8"))
-        if checksums != {name: sha256(folder / name) for name in _FILES}:
+        if (folder / "checksums.json").read_text("utf-8") != _checksums(folder):
             raise ValueError(f"{folder} is damaged; delete it")
         numbers, bounds, labels = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _FILES[:3])
         lexicon = (folder / _FILES[3]).read_bytes().decode().split("\n")[:-1]
         return cls(lexicon, numbers, bounds, labels)
+
+
+def _checksums(folder: Path) -> str:
+    return json.dumps({name: sha256(folder / name) for name in _FILES}, indent=2) + "\n"
 
 
 def tokenize_imdb(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +16,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: The file to write, or a folder that does not exist yet. The folder that it is in must exist.
 
     Yields:
-        The temporary path, in the same folder; it is deleted if the block raises.
+        The temporary path, in a folder of its own beside ``path`` that no one else can have made ready; it is deleted
+        if the block raises.
 
     Example:
         >>> with atomic_path("/tmp/greeting.txt") as temporary:
         ...     written = temporary.write_text("hello")
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+        temporary = Path(folder, path.name)
         yield temporary
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    finally:
-        _remove(temporary)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -39,7 +39,7 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

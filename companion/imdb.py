@@ -19,7 +19,8 @@ _AnyItem = TypeVar("_AnyItem")
 
 Split = Literal["train", "test", "unsup"]
 
-_REVIEW_PATH = re.compile(r"(?:\./)?aclImdb/(train|test)/(neg|pos|unsup)/(\d+)_\d+\.txt")
+_REVIEW_PATH = re.compile(r"(?:\./)?aclImdb/(train|test)/(neg|pos|unsup)/([0-9]{1,9})_[0-9]+\.txt")
+_LARGEST_CONTENT = 2**30  # bytes, several times IMDB's
 _LABELS = {"neg": 0, "pos": 1, "unsup": None}
 
 
@@ -231,16 +232,26 @@ def _read_archive(archive: Path, split: Split) -> Iterator[tuple[str, int, str]]
 
 
 def _decompress(archive: Path) -> bytes:
-    """Return the whole content, so that a cut or a damage shows before a review is read."""
+    """Return the whole content, so that a cut or a damage shows before a review is read; a bomb's is too large."""
     import gzip
     import lzma
     import zlib
 
-    content = archive.read_bytes()
+    pieces: list[bytes] = []
+    room = _LARGEST_CONTENT
     try:
-        return lzma.decompress(content) if content.startswith(b"\xfd7zXZ\x00") else gzip.decompress(content)
+        with (
+            archive.open("rb") as packed,
+            lzma.open(packed) if packed.peek().startswith(b"\xfd7zXZ\x00") else gzip.open(packed) as file,
+        ):
+            while room >= 0 and (piece := file.read(2**20)):
+                pieces.append(piece)
+                room -= len(piece)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise _damaged(archive, error) from error
+    if room < 0:
+        raise ValueError(f"{archive} holds more than {_LARGEST_CONTENT:,} bytes, several times IMDB's; fetch it again")
+    return b"".join(pieces)
 
 
 def _damaged(archive: Path, error: Exception) -> ValueError:

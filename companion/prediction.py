@@ -17,7 +17,6 @@ from companion.corpus import TokenizedCorpus
 from companion.devices import default_device
 from companion.models import TextClassifier
 from companion.ngrams import NGramClassifier, NGramConfig
-from companion.records import read_json
 from companion.runs import RunFolder
 from companion.text import SentencePieceTokenizer, Tokenizer, Vocabulary, WordTokenizer
 
@@ -107,6 +106,7 @@ class Predictor:
         Raises:
             ValueError: If a text holds no words.
             TypeError: If ``texts`` is a single string.
+            FloatingPointError: If the weights are damaged, so that a logit is not finite.
         """
         probabilities = self.logits(texts).sigmoid().tolist()
         return [Prediction("positive", p) if p > 0.5 else Prediction("negative", 1 - p) for p in probabilities]
@@ -123,6 +123,7 @@ class Predictor:
         Raises:
             ValueError: As `predict`.
             TypeError: As `predict`.
+            FloatingPointError: As `predict`.
         """
         if isinstance(texts, str):
             raise TypeError("texts is a single string; give a list of texts")
@@ -144,6 +145,9 @@ class Predictor:
 
         Returns:
             The logits, ``(texts,)``, on the CPU.
+
+        Raises:
+            FloatingPointError: If one is not finite.
         """
         logits = torch.empty(len(sequences))
         if not sequences:
@@ -155,6 +159,8 @@ class Predictor:
             for batch in sampler:
                 input_ids = pad_batch([sequences[index] for index in batch]).to(self._device)
                 logits[batch] = self.model(input_ids).float().cpu()
+        if not logits.isfinite().all():
+            raise FloatingPointError("the model's logits are not finite; its weights are damaged, train the run again")
         return logits
 
 
@@ -191,14 +197,14 @@ def load_run(folder: str | os.PathLike[str]) -> Predictor:
     for path in (run.folder, run.config, run.weights, words):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name the folder of a trained run")
-    entries = read_json(run.config)
-    try:
+    entries = run.settings()
+
+    def make() -> Classifier:
         shape = dict(entries["model"])
         classifier, config = _CLASSIFIERS[shape.pop("kind", "TextClassifier")]
-        model = classifier(config(**shape))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{run.config} does not describe a classifier ({type(error).__name__}: {error})") from error
-    run.load_into(model)
+        return classifier(config(**shape))
+
+    model = run.load_model(make, "a classifier")
     if words == run.pieces:
         tokenizer = SentencePieceTokenizer.load(words)
         vocabulary = tokenizer.vocabulary

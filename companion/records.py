@@ -7,13 +7,15 @@ import subprocess
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import torch
 
 from companion.files import atomic_path
 
 _AnyRecord = TypeVar("_AnyRecord", bound="_Record")
+_AnyDataclass = TypeVar("_AnyDataclass")
 
 
 class _Record:
@@ -33,11 +35,7 @@ class _Record:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is not a record of this kind.
         """
-        entries = read_json(path)
-        expected = {field.name for field in fields(cast(Any, cls))}
-        if set(entries) != expected:
-            raise ValueError(f"{path} is not a {cls.kind}: {sorted(set(entries) ^ expected)} do not match")
-        return cls(**entries)
+        return read_dataclass(path, cls, f"a {cls.kind}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +124,56 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         entries = json.loads(Path(path).read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where lists hold lists thousands deep
         raise ValueError(f"{path} is not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise ValueError(f"{path} holds no JSON object")
     return entries
+
+
+def read_dataclass(path: str | os.PathLike[str], cls: type[_AnyDataclass], kind: str) -> _AnyDataclass:
+    """Read a dataclass whose fields are the entries of a JSON object, each of the type that it is annotated with.
+
+    Args:
+        path: The file.
+        cls: The dataclass.
+        kind: What to call it in messages, such as ``"a measurement"``.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds something else.
+    """
+    entries = read_json(path)
+    hints = get_type_hints(cls)
+    expected = {field.name for field in fields(cast(Any, cls))}
+    if set(entries) != expected:
+        raise ValueError(f"{path} is not {kind}: {sorted(set(entries) ^ expected)} do not match")
+    wrong = sorted(name for name, value in entries.items() if not _fits(value, hints[name]))
+    if wrong:
+        raise ValueError(f"{path} is not {kind}: {', '.join(wrong)} of another type than expected")
+    return cls(**entries)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a JSON value is of a type; a whole number is a float too, but true and false are no numbers."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if is_typeddict(hint):
+        hints = get_type_hints(hint)
+        return isinstance(value, dict) and all(
+            _fits(value[name], hints[name]) if name in value else name in hint.__optional_keys__ for name in hints
+        )
+    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def git_commit() -> str | None:

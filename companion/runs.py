@@ -8,10 +8,12 @@ in JSON and text; each file is written whole or not at all.
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,7 +28,19 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from companion.files import atomic_path, remove_leftovers
-from companion.records import read_json, write_json
+from companion.records import read_dataclass, read_json, write_json
+
+_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+
+
+class Epoch(TypedDict):
+    """What is noted of an epoch."""
+
+    epoch: int
+    seconds: float
+    tokens: int
+    train: dict[str, float]
+    dev: NotRequired[dict[str, float]]
 
 
 @dataclass
@@ -44,7 +58,7 @@ class TrainingState:
         sums: Their sums of loss, count and metrics: of each, one for every process.
     """
 
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Epoch] = field(default_factory=list)
     wall_seconds: float = 0.0
     updates: int = 0
     batch: int = 0
@@ -104,6 +118,19 @@ class RunFolder:
             if path.exists():
                 raise FileExistsError(f"{self.folder} already holds a run; resume it or name another folder")
 
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Read ``config.json``.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it does not hold settings in parts, such as ``"model"``.
+        """
+        parts = read_json(self.config)
+        broken = [name for name, part in parts.items() if not isinstance(part, dict)]
+        if broken:
+            raise ValueError(f"{self.config} holds no settings under {broken[0]!r}")
+        return parts
+
     def claim(self, entries: dict[str, Any], *, resume: bool) -> None:
         """Make the folder and write ``config.json``, or find the same config there where ``resume``.
 
@@ -112,13 +139,8 @@ class RunFolder:
             ValueError: If the run in it has another config.
         """
         if resume and self.config.exists():
-            saved = read_json(self.config)
-            changed = sorted(
-                f"{part}.{name}"
-                for part in saved.keys() | entries.keys()
-                for name in saved.get(part, {}).keys() | entries.get(part, {}).keys()
-                if saved.get(part, {}).get(name) != entries.get(part, {}).get(name)
-            )
+            saved = self.settings()
+            changed = sorted(_differences(saved, entries))
             if changed:
                 raise ValueError(
                     f"{self.folder} was started with other settings ({', '.join(changed)}); "
@@ -130,6 +152,33 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config, entries)
 
+    def load_model(self, make: Callable[[], _AnyModule], kind: str) -> _AnyModule:
+        """Make the model that ``config.json`` describes, with the best weights.
+
+        No memory is taken for it before these are seen to fit, whatever sizes the config names.
+
+        Args:
+            make: What makes it of the config's entries.
+            kind: What to call it in messages.
+
+        Returns:
+            The model.
+
+        Raises:
+            FileNotFoundError: If there are no weights.
+            ValueError: If the config describes no model, or the weights are damaged or do not fit.
+        """
+        try:
+            with torch.device("meta"):
+                outline = make()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.config} does not describe {kind} ({type(error).__name__}: {error})") from error
+        weights = load_weights(self.weights)
+        self._check_fit(self.weights, weights, outline)
+        model = make()
+        model.load_state_dict(weights)
+        return model
+
     def load_into(self, model: nn.Module) -> None:
         """Load the best weights into a model that ``config.json`` describes.
 
@@ -137,11 +186,14 @@ class RunFolder:
             FileNotFoundError: If there are none.
             ValueError: If they are damaged or do not fit.
         """
-        try:
-            model.load_state_dict(load_weights(self.weights))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise ValueError(f"{self.weights} does not fit {self.config} ({reason})") from error
+        weights = load_weights(self.weights)
+        self._check_fit(self.weights, weights, model)
+        model.load_state_dict(weights)
+
+    def _check_fit(self, path: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+        problems = misfits(tensors, model.state_dict())
+        if problems:
+            raise ValueError(f"{path} does not fit {self.config} ({'; '.join(problems)})")
 
     def save(self, state: TrainingState, full: FullState) -> None:
         """Keep a checkpoint, and its weights as the best where they are; the checkpoint before goes last.
@@ -165,16 +217,20 @@ class RunFolder:
         """Return the folder of the last checkpoint, ``None`` where there is none."""
         return max(self.checkpoints.glob("epoch-*"), default=None)
 
-    def restore(self) -> tuple[TrainingState, FullState | None]:
+    def restore(self, model: nn.Module) -> tuple[TrainingState, FullState | None]:
         """Read the last checkpoint; a fresh state, and no tensors, where there is none.
 
+        Args:
+            model: The model that it is of.
+
         Raises:
-            ValueError: If a file of the checkpoint is damaged.
+            ValueError: If a file of the checkpoint is damaged, or of another model.
         """
         checkpoint = self.last_checkpoint()
         if checkpoint is None:
             return TrainingState(), None
         weights, optimizer = (load_weights(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer"))
+        self._check_fit(checkpoint / "model.safetensors", weights, model)
         return _read_state(checkpoint), FullState(weights, optimizer)
 
     def repair(self) -> None:
@@ -197,10 +253,22 @@ class RunFolder:
 
 def _read_state(checkpoint: Path) -> TrainingState:
     path = checkpoint / "state.json"
-    try:
-        return TrainingState(**read_json(path))
-    except TypeError as error:
-        raise ValueError(f"{path} is not the state of a run ({error})") from error
+    state = read_dataclass(path, TrainingState, "the state of a run")
+    splits = {frozenset(entry.get("dev", {})) for entry in state.history}
+    counts = (state.batch, state.updates, state.wall_seconds, state.epoch_seconds, len(state.history) + state.batch - 1)
+    if min(counts) < 0 or len(splits) > 1 or bool(state.batch) != bool(state.sums):
+        raise ValueError(f"{path} is not the state of a run: its figures do not go together")
+    return state
+
+
+def _differences(saved: Mapping[str, Any], entries: Mapping[str, Any], part: str = "") -> Iterator[str]:
+    """Yield the names of the settings that two configs do not share."""
+    for name in saved.keys() | entries.keys():
+        before, now = saved.get(name, {}), entries.get(name, {})
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{part}{name}.")
+        elif before != now:
+            yield part + name
 
 
 def gather_state(model: nn.Module, optimizer: Optimizer) -> FullState:
@@ -215,12 +283,11 @@ def gather_state(model: nn.Module, optimizer: Optimizer) -> FullState:
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, state = cast(Any, get_state_dict(model, optimizer, options=options))
-    tensors = {
-        f"{parameter}.{name}": tensor
-        for parameter, moments in state.get("state", {}).items()
-        for name, tensor in moments.items()
-    }
-    return FullState(weights, tensors)
+    return FullState(weights, _by_name(state.get("state", {})))
+
+
+def _by_name(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{parameter}.{name}": tensor for parameter, moments in state.items() for name, tensor in moments.items()}
 
 
 def spread_state(full: FullState, model: nn.Module, optimizer: Optimizer) -> None:
@@ -234,8 +301,11 @@ def spread_state(full: FullState, model: nn.Module, optimizer: Optimizer) -> Non
     for key, tensor in full.optimizer.items():
         parameter, _, name = key.rpartition(".")
         moments.setdefault(parameter, {})[name] = tensor
-    if moments.keys() != state["state"].keys():
-        raise ValueError("the checkpoint holds the optimizer's state of another model; train the run again")
+    problems = misfits(full.optimizer, _by_name(state["state"]))
+    if not problems and any((tensor < 0).any() for name, tensor in full.optimizer.items() if name.endswith(".step")):
+        problems = ["a number of updates is below 0"]
+    if problems:
+        raise ValueError(f"it holds the optimizer's state of another model ({problems[0]}); train the run again")
     options = StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(model, optimizer, {**state, "state": moments}, options=options)
     spread_weights(full.weights, model)  # last: PyTorch makes an update of size 0 to have an optimizer's state
@@ -266,6 +336,28 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: If it is damaged.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); train the run again") from error
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.itemsize > 1}
+    broken = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} is damaged ({broken[0]} holds a number that is not finite); train the run again")
+    return tensors
+
+
+def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """List what keeps the tensors of a file from being those of a model: names, shapes, dtypes."""
+    return [
+        *(f"{name} is missing" for name in expected if name not in tensors),
+        *(f"{name} is surplus" for name in tensors if name not in expected),
+        *(
+            f"{name} is {_kind(tensors[name])}; expected {_kind(tensor)}"
+            for name, tensor in expected.items()
+            if name in tensors and _kind(tensors[name]) != _kind(tensor)
+        ),
+    ]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"

@@ -16,7 +16,7 @@ from companion.interruption import StopRequest, stop_requests
 from companion.loop import Batches, Loop, evaluate_batches
 from companion.losses import LossFunction, LossOutput
 from companion.optimization import TrainingConfig, make_optimizer
-from companion.records import TrainingRecord, git_commit, hardware, package_versions, read_json
+from companion.records import TrainingRecord, git_commit, hardware, package_versions
 from companion.runs import RunFolder, TrainingState, gather_weights, load_weights, spread_state, spread_weights
 
 __all__ = ["Batches", "LossOutput", "TrainingConfig", "evaluate", "train"]
@@ -89,18 +89,21 @@ def train(
         run.claim(entries, resume=resume)
     accelerator.wait_for_everyone()
     if run is not None and run.record.exists():
-        model.load_state_dict(load_weights(run.weights))
+        run.load_into(model)
         return TrainingRecord.load(run.record)
 
+    state, full = (TrainingState(), None) if run is None else run.restore(model)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with (
         _prepared(accelerator, model, config) as (prepared, wrapped),
         nullcontext(StopRequest()) if run is None else stop_requests() as stop,
         torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []),
     ):
-        state, full = (TrainingState(), None) if run is None else run.restore()
-        if full is not None:
-            spread_state(full, prepared, wrapped.optimizer)
+        if run is not None and full is not None:
+            try:
+                spread_state(full, prepared, wrapped.optimizer)
+            except ValueError as error:
+                raise ValueError(f"{run.last_checkpoint()} does not fit: {error}") from error
         if tensorboard:
             purge = {"purge_step": state.updates + 1}  # what was logged after the checkpoint comes again
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
@@ -235,5 +238,5 @@ def resolve_precision(
     if config.mixed_precision != "auto":
         return config.mixed_precision
     if resumed is not None and RunFolder(resumed).config.exists():
-        return read_json(RunFolder(resumed).config).get("training", {}).get("mixed_precision", "fp32")
+        return RunFolder(resumed).settings().get("training", {}).get("mixed_precision", "fp32")
     return choose_precision(model)

@@ -113,12 +113,11 @@ def load_pretrained(path: str | os.PathLike[str]) -> PreTrained:
         raise ValueError(f"{run.folder} is no run of pretrain albert; name one, or the folder of a checkpoint")
     if not run.weights.exists():
         raise FileNotFoundError(f"{run.weights} does not exist; pretrain albert has not finished an epoch there")
-    try:
-        model = AlbertForPreTraining(AlbertConfig(**{name: shape[name] for name in shape if name != "kind"}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{run.config} does not describe an ALBERT ({error})") from error
-    run.load_into(model)
-    return _with_tokenizer(model.albert, run.pieces)
+
+    def make() -> AlbertForPreTraining:
+        return AlbertForPreTraining(AlbertConfig(**{name: shape[name] for name in shape if name != "kind"}))
+
+    return _with_tokenizer(run.load_model(make, "an ALBERT").albert, run.pieces)
 
 
 def _with_tokenizer(model: AlbertModel, pieces: Path) -> PreTrained:
@@ -126,6 +125,8 @@ def _with_tokenizer(model: AlbertModel, pieces: Path) -> PreTrained:
     if len(tokenizer.vocabulary) != model.config.vocab_size:
         wanted = f"vocab_size={model.config.vocab_size}, the model's"
         raise ValueError(f"{pieces} has {len(tokenizer.vocabulary)} pieces; expected {wanted}")
+    if model.config.pad_token_id != 0:
+        raise ValueError(f"{pieces} has padding at 0; expected pad_token_id={model.config.pad_token_id}, the model's")
     return PreTrained(model, tokenizer)
 
 

@@ -11,7 +11,7 @@ def test_takes_the_place_of_the_file_only_when_the_block_ends(tmp_path):
     path.write_text("old")
     with atomic_path(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == tmp_path
+        assert temporary.parent.parent == tmp_path
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

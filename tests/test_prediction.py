@@ -161,7 +161,7 @@ def without(entries, name):
     ("entries", "reason"),
     [
         ({}, "KeyError: 'model'"),
-        ({"model": None}, "TypeError"),
+        ({"model": {"kind": []}}, "TypeError"),
         ({"model": {**asdict(CONFIG), "colour": 3}}, "colour"),
         ({"model": {"kind": "Perceptron", **asdict(CONFIG)}}, "Perceptron"),
         ({"model": {**asdict(CONFIG), "d_model": 0}}, "d_model=0; choose 1 or more"),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from companion.runs import (
+    Epoch,
     FullState,
     RunFolder,
     TrainingState,
@@ -24,7 +25,11 @@ ENTRIES = {"model": {"d_model": 8}, "training": {"epochs": 3, "seed": 0}, "data"
 
 
 def state_with(*losses: float) -> TrainingState:
-    return TrainingState([{"epoch": n, "dev": {"loss": loss}} for n, loss in enumerate(losses, start=1)], 1.5)
+    return TrainingState([epoch(n, loss=loss) for n, loss in enumerate(losses, start=1)], 1.5)
+
+
+def epoch(number: int, **dev: float) -> Epoch:
+    return {"epoch": number, "seconds": 0.5, "tokens": 9, "train": {"loss": 1.0}, "dev": dev}
 
 
 def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -57,7 +62,7 @@ def test_the_best_epoch_is_the_first_with_the_lowest_dev_loss(losses, best):
 
 def test_accuracy_goes_before_loss_and_loss_decides_between_equals():
     devs = [(0.50, 0.3), (0.75, 0.9), (0.75, 0.8), (0.75, 0.8), (0.625, 0.1)]
-    history = [{"epoch": n, "dev": {"loss": loss, "accuracy": accuracy}} for n, (accuracy, loss) in enumerate(devs, 1)]
+    history = [epoch(n, loss=loss, accuracy=accuracy) for n, (accuracy, loss) in enumerate(devs, 1)]
     assert TrainingState(history).best_epoch() == 3
 
 
@@ -131,7 +136,7 @@ def test_a_checkpoint_restores_model_optimizer_and_state(tmp_path):
     other = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     decayed, others = [other[0].weight], [other[0].bias, *other[1].parameters()]
     fresh = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.1)
-    state, full = run.restore()
+    state, full = run.restore(other)
     assert state == state_with(0.5, 0.25)
     spread_state(full, other, fresh)
     assert_equal(other.state_dict(), model.state_dict())
@@ -145,7 +150,7 @@ def test_a_checkpoint_restores_model_optimizer_and_state(tmp_path):
 
 def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
     run = RunFolder(tmp_path)
-    assert run.restore() == (TrainingState(history=[], wall_seconds=0.0, updates=0, batch=0), None)
+    assert run.restore(nn.Linear(3, 2)) == (TrainingState(history=[], wall_seconds=0.0, updates=0, batch=0), None)
     assert run.last_checkpoint() is None
 
 
@@ -188,7 +193,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     monkeypatch.setattr("companion.runs.write_json", full)
     with pytest.raises(OSError, match="No space"):
         run.save(state_with(0.5, 0.75), gather_state(model, optimizer))
-    assert run.restore()[0] == state_with(0.5)
+    assert run.restore(model)[0] == state_with(0.5)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
@@ -199,7 +204,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name):
     path = run.checkpoints / "epoch-0001" / name
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        run.restore()
+        run.restore(model)
 
 
 def test_weights_come_back_bit_by_bit(tmp_path):
@@ -241,7 +246,7 @@ def test_a_checkpoint_within_an_epoch_comes_back_to_the_last_bit_and_before_the_
     for batch in (9, 10, 1_000):
         run.save(within(state_with(0.5), batch), gather_state(model, optimizer))
         assert [path.name for path in run.checkpoints.iterdir()] == [f"epoch-0001-batch-{batch:06d}"]
-        state, full = run.restore()
+        state, full = run.restore(model)
         assert state == within(state_with(0.5), batch)
         assert_equal(full.weights, model.state_dict())
     assert_equal(load_file(run.weights), best)
@@ -273,7 +278,7 @@ def test_resuming_puts_right_what_a_killed_writer_has_left(tmp_path, kept):
     (run.folder / ".model.safetensors.99.tmp").write_bytes(b"half")
     run.claim(ENTRIES, resume=True)
     assert run.weights.read_bytes() == (after if kept else before)
-    assert run.restore()[0] == state_with(0.5, 0.25 if kept else 0.75)
+    assert run.restore(model)[0] == state_with(0.5, 0.25 if kept else 0.75)
     update(model, optimizer)
     run.save(within(state_with(0.5, 0.25), 3), gather_state(model, optimizer))
     assert {path.name for path in run.folder.iterdir()} == {"config.json", "model.safetensors", "checkpoints"}
@@ -292,7 +297,7 @@ def test_a_state_with_other_entries_is_named(tmp_path):
     path = run.checkpoints / "epoch-0001" / "state.json"
     path.write_text('{"epochs": 3}')
     with pytest.raises(ValueError, match=re.escape(f"{path} is not the state of a run")):
-        run.restore()
+        run.restore(trained()[0])
 
 
 def test_the_optimizer_s_tensors_go_by_the_names_of_the_parameters():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from companion.configs import check_choices, check_ids, check_positive, check_probabilities
+from companion.configs import check_choices, check_ids, check_layers, check_positive, check_probabilities
 from companion.feed_forward import Activation
 
 Sharing = Literal["all", "attention", "ffn", "none"]
@@ -85,6 +85,7 @@ class AlbertConfig:
             "type_vocab_size",
             "num_labels",
         )
+        check_layers(self, "num_hidden_layers", "inner_group_num")
         if self.num_hidden_groups > self.num_hidden_layers:
             layers = f"num_hidden_layers={self.num_hidden_layers}"
             raise ValueError(f"num_hidden_groups={self.num_hidden_groups}; choose at most {layers}")

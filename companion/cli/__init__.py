@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from companion.checks import printable
 from companion.cli.measure import Measure
 from companion.cli.train import Train
 from companion.cli.transfer import FineTune, Label, PreTrain
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _parse(arguments).run()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"{str(stop) or 'interrupted'}; run it again, with --resume where the command has that", file=sys.stderr)

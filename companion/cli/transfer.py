@@ -200,8 +200,8 @@ def _soft_labels(folder: Path, count: int) -> list[float]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; name the run folder of label imdb")
     log_odds = load_weights(path).get("unsup", torch.empty(0))
-    if len(log_odds) != count:
-        raise ValueError(f"{path} labels {len(log_odds)} of {count} unlabelled reviews; run label imdb again")
+    if log_odds.shape != (count,):
+        raise ValueError(f"{path} labels {log_odds.numel()} of {count} unlabelled reviews; run label imdb again")
     return log_odds.sigmoid().tolist()
 
 

@@ -20,7 +20,7 @@ class Evaluate:
 
     def run(self) -> None:
         """Print loss and accuracy as JSON."""
-        print(json.dumps(corpora.test(corpora.load_run_of_corpus(self.folder))))
+        print(json.dumps(corpora.test(corpora.load_run_of_corpus(self.folder)), allow_nan=False))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from companion.checks import printable
 from companion.files import atomic_path
 from companion.plotting.figures import BookFigure, in_book_style, plot_attention
 
@@ -239,8 +240,8 @@ def explore_positions(tables: Mapping[str, PositionTable], *, row: int = 0, colu
             for name, table in tables.items()
         ],
     }
-    title = f"Positions: {', '.join(tables)}"
-    named = ", ".join(f"{name} ({table.row} by {table.column})" for name, table in tables.items())
+    title = printable(f"Positions: {', '.join(tables)}")
+    named = printable(", ".join(f"{name} ({table.row} by {table.column})" for name, table in tables.items()))
     description = f"A map for each table, rows by columns, blue below 0 and red above: {named}."
     return _explorer("positions", title, description, content, _draw_tables(tables))
 
@@ -252,9 +253,9 @@ def _draw_tables(tables: Mapping[str, PositionTable]) -> Figure:
         values = table.values.detach().cpu().float().numpy()
         limit = float(np.abs(values).max()) or 1.0
         image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        ax.set_title(name)
-        ax.set_xlabel(table.column)
-        ax.set_ylabel(table.row)
+        ax.set_title(printable(name), parse_math=False)
+        ax.set_xlabel(printable(table.column), parse_math=False)
+        ax.set_ylabel(printable(table.row), parse_math=False)
         ax.grid(False)
         ends = {"ticks": [-limit, 0, limit], "format": "{x:.3g}"}
         figure.colorbar(image, ax=ax, location="bottom", **ends).outline.set_visible(False)
@@ -268,8 +269,8 @@ def _size(png: bytes) -> tuple[int, int]:
 
 
 def _label(token: str) -> str:
-    """Write a token as a figure can: signs without a shape, such as a line break, as Python does, and long ones cut."""
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
+    """Write a token as a figure can: signs without a shape as Python does, and long ones cut."""
+    text = printable(token)
     return text if len(text) <= _LABEL else f"{text[: _LABEL - 1]}…"
 
 

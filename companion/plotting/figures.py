@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from companion.checks import printable
+
 in_book_style = style.context("companion.plotting.book", after_reset=True)
 
 _MARKERS = "osD^vPX"  # a marker for each colour of the style tells the lines apart in print
@@ -72,8 +74,8 @@ def plot_attention(
         ax.imshow(values[head], norm=scale)
         if heads > 1:
             ax.set_title(f"head {head + 1}")
-        ax.set_xticks(range(keys), key_tokens, rotation=90, parse_math=False)
-        ax.set_yticks(range(queries), query_tokens if head == 0 else [""] * queries, parse_math=False)
+        ax.set_xticks(range(keys), map(printable, key_tokens), rotation=90, parse_math=False)
+        ax.set_yticks(range(queries), map(printable, query_tokens if head == 0 else [""] * queries), parse_math=False)
         ax.set_xlabel("key")
     axes[0].set_ylabel("query")
     _colour_bar(figure, ScalarMappable(scale), axes, "weight")

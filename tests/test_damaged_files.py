@@ -1,0 +1,420 @@
+"""A thousand damaged files of each kind, through the commands and the functions that read them.
+
+DAMAGED_FILES and DAMAGED_FIRST, in the environment, choose how many and the first seed.
+"""
+
+import io
+import os
+import resource
+import shutil
+import signal
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import companion.cli
+import companion.files
+import companion.imdb
+import companion.loop
+from companion import toy
+from companion.albert import AlbertConfig, AlbertForPreTraining, AlbertTextClassifier, AlbertTextConfig, load_albert
+from companion.albert import save_albert as save_checkpoint
+from companion.article import ArticleClassifier
+from companion.cli import corpora
+from companion.cli.train import TrainToy
+from companion.cli.transfer import FineTune
+from companion.cli.use import Evaluate, Predict
+from companion.configs import ArticleConfig, ClassifierConfig, NGramConfig
+from companion.corpus import TokenizedCorpus, tokenize_imdb
+from companion.imdb import load_imdb
+from companion.models import TextClassifier
+from companion.ngrams import NGramClassifier
+from companion.optimization import TrainingConfig
+from companion.records import Measurement, TrainingRecord
+from companion.results import FOLDER
+from companion.runs import RunFolder, save_weights
+from companion.text import Review, SentencePieceTokenizer, Vocabulary, WordTokenizer, load_vectors
+from companion.training import _describe
+from tests.damage import damage_archive, damage_bytes, damage_json, damage_lines, damage_safetensors
+from tests.imdb_files import REVIEWS, add_member, write_archive
+
+FILES = int(os.environ.get("DAMAGED_FILES", 1_000))
+FIRST = int(os.environ.get("DAMAGED_FIRST", 0))
+MEMORY = 2**30  # bytes more than before the first file
+SECONDS = 20  # for one file
+
+REVIEW_LIST = [Review(*review) for review in toy.reviews(40, seed=0)]
+SHAPE = {"d_model": 4, "num_heads": 1, "d_ff": 4, "max_length": 64}
+ALBERT = {
+    **{"hidden_size": 8, "embedding_size": 4, "num_attention_heads": 2, "intermediate_size": 8},
+    **{"num_hidden_layers": 2, "max_position_embeddings": 32},
+}
+
+pytestmark = [pytest.mark.unhooked, pytest.mark.usefixtures("one_thread")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file in a folder, and what reads it: a command, or a function of the folder."""
+
+    file: Path
+    folder: Path
+    read: Callable[[Path], Any]
+    rewritten: bool = False  # the reader writes to the folder
+
+
+class HalfCorpus(TokenizedCorpus):
+    """A corpus too small for `hold_out`, which asks for a thousand reviews."""
+
+    def truncate(self, max_length):
+        return HalfCorpus.of(super().truncate(max_length))
+
+    def hold_out(self):
+        half = len(self) // 2
+        return self.select(range(half)), self.select(range(half, len(self)))
+
+    @classmethod
+    def of(cls, corpus):
+        return cls(corpus._lexicon, corpus._numbers, corpus._bounds, corpus._labels)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Make the folder of all folders, with small corpora in the place of large ones, and a disk that never waits."""
+    home = tmp_path_factory.mktemp("damaged")
+
+    def tokenized(corpus, split, tokenizer):
+        return HalfCorpus.of(TokenizedCorpus.build(REVIEW_LIST, tokenizer))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "tokenized", tokenized)
+        patch.setattr(companion.cli, "_parse", lambda command: command)
+        patch.setattr(companion.files, "_sync", lambda path: None)
+        patch.setattr(sys, "dont_write_bytecode", True)
+        yield home
+
+
+@pytest.fixture(scope="module")
+def words():
+    return Vocabulary.build(map(WordTokenizer(), [review.text for review in REVIEW_LIST]))
+
+
+@pytest.fixture(scope="module")
+def pieces(home):
+    return SentencePieceTokenizer.train([review.text for review in REVIEW_LIST], 60, home / "spiece.model")
+
+
+def write_run(folder, model, vocabulary):
+    run = RunFolder(folder)
+    run.claim({"model": _describe(model), "training": {}, "data": {"corpus": "toy"}}, resume=False)
+    save_weights(model.state_dict(), run.weights)
+    vocabulary.save(run.pieces if isinstance(vocabulary, SentencePieceTokenizer) else run.vocabulary)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(home, words, pieces):
+    """Write a run of each kind of classifier, one of pre-training, and the last one's checkpoint for transformers."""
+    size, albert = len(words), {**ALBERT, "vocab_size": len(pieces.vocabulary)}
+    text = TextClassifier(ClassifierConfig(vocab_size=size, **SHAPE))
+    article = ArticleConfig(vocab_size=size, d_model=4, num_heads=1, head_dim=4, max_length=64, positions=True)
+    ngrams = NGramConfig(vocab_size=size, max_n=2, num_ngrams=3, **SHAPE)
+    pretrained = AlbertForPreTraining(AlbertConfig(**albert))
+    save_checkpoint(pretrained, home / "foreign")
+    pieces.save(home / "foreign" / "spiece.model")
+    save_checkpoint(pretrained, home / "pickled")
+    torch.save(load_file(home / "pickled" / "model.safetensors"), home / "pickled" / "pytorch_model.bin")
+    (home / "pickled" / "model.safetensors").unlink()
+    return {
+        "text": write_run(home / "text", text, words),
+        "article": write_run(home / "article", ArticleClassifier(article), words),
+        "ngrams": write_run(home / "ngrams", NGramClassifier(ngrams), words),
+        "albert": write_run(home / "albert", AlbertTextClassifier(AlbertTextConfig(max_length=64, **albert)), pieces),
+        "pretrained": write_run(home / "pretrained", pretrained, pieces),
+        "foreign": home / "foreign",
+        "pickled": home / "pickled",
+    }
+
+
+@pytest.fixture(scope="module")
+def trainings(home):
+    """Train a run to its end, and stop another one after the first of two epochs."""
+    assert companion.cli.main(resume(home / "finished")) == 0
+    save = companion.loop.Loop._save
+
+    def save_and_stop(loop):
+        save(loop)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(companion.loop.Loop, "_save", save_and_stop)
+        assert companion.cli.main(resume(home / "stopped")) == 130
+    return {"stopped": home / "stopped", "finished": home / "finished"}
+
+
+def resume(folder):
+    training = TrainingConfig(epochs=2, mixed_precision="fp32")
+    return TrainToy(output=folder, resume=True, model=ClassifierConfig(**SHAPE), training=training)
+
+
+def predict(folder):
+    return Predict(folder, ("A good film",))
+
+
+def plan_to_finetune(folder):
+    return FineTune(corpus="imdb", source=str(folder), output=folder / "nowhere", dry_run=True)
+
+
+def load_foreign(folder):
+    return load_albert(folder, AlbertForPreTraining)
+
+
+CLASSIFIERS = ("text", "article", "ngrams", "albert")
+
+
+def places(folders, file, reads, *, rewritten=False):
+    return [Place(Path(file), folders[name], read, rewritten) for name, read in reads]
+
+
+@pytest.fixture
+def configs(runs, trainings):
+    predictions = [(name, predict) for name in CLASSIFIERS]
+    others = [("text", Evaluate), ("pretrained", plan_to_finetune), ("foreign", load_foreign)]
+    resumed = places(trainings, "config.json", [("stopped", resume)], rewritten=True)
+    return places(runs, "config.json", [*predictions, *others, ("foreign", plan_to_finetune)]) + resumed
+
+
+@pytest.fixture
+def weights(home, runs, trainings):
+    predictions = [(name, predict) for name in CLASSIFIERS]
+    found = [*predictions, ("pretrained", plan_to_finetune), ("foreign", load_foreign)]
+    checkpoint = "checkpoints/epoch-0001"
+    teacher = home / "teacher"
+    teacher.mkdir(exist_ok=True)
+    save_weights({"unsup": torch.randn(len(REVIEW_LIST)), "dev": torch.randn(9)}, teacher / "outputs.safetensors")
+
+    def learn_from(folder):
+        options = {"source": str(runs["pretrained"]), "output": folder / "nowhere", "dry_run": True}
+        return FineTune(corpus="imdb", teacher=folder, **options)
+
+    return [
+        *places(runs, "model.safetensors", found),
+        *places(trainings, f"{checkpoint}/model.safetensors", [("stopped", resume)], rewritten=True),
+        *places(trainings, f"{checkpoint}/optimizer.safetensors", [("stopped", resume)], rewritten=True),
+        *places(trainings, "model.safetensors", [("finished", resume)], rewritten=True),
+        Place(Path("outputs.safetensors"), teacher, learn_from),
+    ]
+
+
+@pytest.fixture
+def vocabularies(home, runs, words):
+    folder = home / "vectors"
+    folder.mkdir(exist_ok=True)
+    rows = "".join(f"{token} 1 2 3 {number}\n" for number, token in enumerate(words.decode(range(2, len(words)))))
+    (folder / "vectors.txt").write_text(rows)
+    return [
+        *places(runs, "vocabulary.txt", [("text", predict)]),
+        *places(runs, "vocabulary.txt", [("text", lambda folder: Vocabulary.load(folder / "vocabulary.txt"))]),
+        Place(Path("vectors.txt"), folder, lambda folder: load_vectors(folder / "vectors.txt", words)),
+    ]
+
+
+@pytest.fixture
+def piece_models(runs):
+    return places(runs, "spiece.model", [("albert", predict), ("pretrained", plan_to_finetune)])
+
+
+@pytest.fixture
+def records(home, trainings):
+    folder = home / "records"
+    folder.mkdir(exist_ok=True)
+    for name in ("imdb", "positions"):
+        shutil.copy(FOLDER / f"{name}.json", folder)
+    return [
+        Place(Path("imdb.json"), folder, lambda folder: TrainingRecord.load(folder / "imdb.json")),
+        Place(Path("positions.json"), folder, lambda folder: Measurement.load(folder / "positions.json")),
+        *places(trainings, "record.json", [("finished", resume)], rewritten=True),
+        *places(trainings, "checkpoints/epoch-0001/state.json", [("stopped", resume)], rewritten=True),
+    ]
+
+
+@pytest.fixture
+def archives(home):
+    folder = home / "archive"
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / "aclImdb.tar.gz", "w") as tar:
+        for name, text in REVIEWS.items():
+            add_member(tar, f"aclImdb/{name}", text.encode())
+
+    def tokenize(folder):
+        tokenize_imdb("train", folder / "aclImdb.tar.gz", cache=home / "cache")
+
+    splits = [lambda folder, split=split: load_imdb(split, folder / "aclImdb.tar.gz") for split in ("train", "unsup")]
+    return [Place(Path("aclImdb.tar.gz"), folder, read) for read in (*splits, tokenize)]
+
+
+@pytest.fixture
+def pickles(runs):
+    return places(runs, "pytorch_model.bin", [("pickled", load_foreign)])
+
+
+@pytest.fixture
+def caches(home):
+    """Keep the tokens of an archive; a cache that is damaged is made again."""
+    archive = write_archive(home / "whole" / "aclImdb.tar.gz", REVIEWS)
+    folder = home / "kept"
+    tokenize_imdb("test", archive, cache=folder)
+
+    def read(folder):
+        corpus = tokenize_imdb("test", archive, cache=folder)
+        assert [corpus[row] for row in range(len(corpus))] == [["bad", "film"], ["good", "film"]]
+
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    return [Place(file, folder, read, rewritten=True) for file in files]
+
+
+def damage_pickle(content, random):
+    """Damage a file of the .zip that torch.save writes, its pickle before all, or the .zip."""
+    if random.random() < 0.3:
+        return damage_bytes(content, random)
+    damaged = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(damaged, "w") as archive:
+        names = whole.namelist()
+        pickle = next(name for name in names if name.endswith("data.pkl"))
+        victim = random.choice((pickle, random.choice(names)))
+        for name in names:
+            archive.writestr(name, damage_bytes(whole.read(name), random) if name == victim else whole.read(name))
+    return damaged.getvalue()
+
+
+def damage_cache(content, random):
+    return damage_json(content, random) if content.startswith(b"{") else damage_bytes(content, random)
+
+
+class Watch:
+    """What the process writes or starts, as Python's audit events tell."""
+
+    WRITES = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod")
+    STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
+
+    def __init__(self) -> None:
+        self.on = False
+        self.written: list[str] = []
+        self.started: list[str] = []
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event, arguments):
+        if not self.on:
+            return
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in self.WRITES:
+            self.written += [os.fspath(path) for path in arguments[:2] if isinstance(path, str | os.PathLike)][:1]
+        elif event in self.STARTS and not (event == "subprocess.Popen" and arguments[0] == "git"):
+            self.started.append(event)
+
+
+@pytest.fixture(scope="module")
+def watch():
+    watch = Watch()
+    yield watch
+    watch.on = False
+
+
+@pytest.fixture
+def bounded():
+    """Let the process have little more memory, and each file little time."""
+
+    def give_up(*_):
+        pytest.fail(f"it took more than {SECONDS} s")
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    handler = signal.signal(signal.SIGALRM, give_up)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    signal.signal(signal.SIGALRM, handler)
+
+
+def outcome(place, folder, capsys) -> str:
+    """Read a file; return what its refusal says, nothing where it was taken."""
+    try:
+        command = place.read(folder)
+    except (ValueError, OSError) as error:
+        return str(error)
+    if not hasattr(command, "run"):
+        return ""
+    code = companion.cli.main(command)
+    said = capsys.readouterr().err
+    assert (code, bool(said)) in ((0, False), (2, True)), (code, said)
+    assert len(said.splitlines()) <= 2
+    assert not said or said.startswith("error: ")
+    assert said.strip().isprintable() or "\n" in said.strip()
+    return said
+
+
+KINDS = {
+    "archives": (damage_archive, 0.25),
+    "weights": (damage_safetensors, 0.1),
+    "configs": (damage_json, 0.1),
+    "vocabularies": (damage_lines, 0.1),
+    "piece_models": (damage_bytes, 0.05),
+    "records": (damage_json, 0.05),
+    "pickles": (damage_pickle, 0.05),
+    "caches": (damage_cache, 1.0),
+}
+"""The damage done to each kind, and the least part of the files that must get past all checks to tell them."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bound on memory and /proc are Linux's")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_refused_in_a_line_or_does_no_harm(kind, request, home, watch, bounded, capsys):
+    damage, least = KINDS[kind]
+    found = request.getfixturevalue(kind)
+    files = FILES if kind not in ("pickles", "piece_models", "caches") else FILES // 4
+    taken, refusals = 0, set()
+    capsys.readouterr()
+    for seed in range(FIRST, FIRST + files):
+        place = found[seed % len(found)]
+        whole = (place.folder / place.file).read_bytes()
+        folder = place.folder
+        if place.rewritten:
+            folder = home / "work"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(place.folder, folder)
+        (folder / place.file).write_bytes(damage(whole, Random(f"{kind} {seed}")))
+        watch.written, watch.started = [], []
+        signal.alarm(SECONDS)
+        watch.on = True
+        try:
+            said = outcome(place, folder, capsys)
+        except Exception as error:
+            raise AssertionError(f"{kind}, seed {seed}: {place.folder.name}/{place.file}") from error
+        finally:
+            watch.on = False
+            signal.alarm(0)
+            (place.folder / place.file).write_bytes(whole)
+        label = f"{kind}, seed {seed}, {place.folder.name}/{place.file}: {said}"
+        named = str(folder) in said or "the model's logits are not finite" in said
+        assert not said or named, label
+        outside = [path for path in watch.written if not is_within(path, folder, home / "cache", home / "nowhere")]
+        assert outside == [], label
+        assert watch.started == [], label
+
+        taken += not said
+        refusals.add("".join(letter for letter in said.replace(str(folder), "") if letter.isalpha())[:60])
+    assert taken >= least * files
+    print(f"{kind}: {files} files, {taken} taken, {len(refusals - {''})} refusals")
+
+
+def is_within(path: str, *folders: Path) -> bool:
+    return any(Path(path).absolute().is_relative_to(folder) for folder in folders)
