@@ -15,8 +15,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the Makefile needs a Unix shell")
 ROOT = Path(__file__).parents[1]
-
 
 TOOLS = ROOT / "book" / "_tools"
 ALT = {"image": {"alt": "A cat"}}
