@@ -9,10 +9,15 @@ STUDENT := --teacher runs/albert-teacher --max-length 504
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf epub serve test gpu-check colab-check repo-url notebooks results mutants lint clean
+.PHONY: help dev book pdf epub serve links test gpu-check colab-check repo-url notebooks results mutants lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+
+dev: .venv/installed-dev  ## Install all that work on the book needs, with git's hooks and readable diffs of notebooks
+	$(BIN)/pre-commit install
+	git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"
+	git config merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/git-nbmergedriver' merge %O %A %B %L %P"
 
 # Sphinx reports a warning only when it reads or writes the page: an unfinished build leaves nothing to build on.
 define build
@@ -22,7 +27,7 @@ $(BIN)/jupyter-book build . -n -W --keep-going $(1)
 @touch $(BUILT)
 endef
 
-book pdf epub serve: export TQDM_DISABLE := 1
+book pdf epub serve links: export TQDM_DISABLE := 1
 book: .venv/installed-book  ## Execute the chapters and build the site
 	$(call build)
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
@@ -42,9 +47,12 @@ epub: .venv/installed-book  ## Make an EPUB of the whole book; Chromium draws it
 serve: .venv/installed-book  ## Serve the site on this machine, and rebuild what is edited (PORT=8000)
 	$(BIN)/python book/_tools/serve.py $(PORT)
 
+links: .venv/installed-book  ## Ask every address that the book links to whether it still answers
+	$(call build,--builder linkcheck)
+
 test: export TQDM_DISABLE := 1
 test: lint  ## Check everything: lint, unit tests, stored outputs of the chapters
-	$(BIN)/python -m pytest --nbval --nbval-current-env tests book
+	$(BIN)/python -X warn_default_encoding -m pytest --nbval --nbval-current-env tests book
 
 gpu-check: .venv/installed-book,test  ## Compare an NVIDIA GPU with the CPU, and train on it; skipped where there is none
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
@@ -94,6 +102,7 @@ lint: .venv/installed-book,test  ## Check style and types
 	$(BIN)/ruff check companion tests book benchmarks
 	$(BIN)/ruff format --check companion tests book/_tools benchmarks
 	$(BIN)/pyright
+	$(BIN)/codespell
 
 clean:  ## Remove the site, the cache of executed chapters and the tools' caches
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if the block raises.
 
     Example:
-        >>> with atomic_path("/tmp/greeting.txt") as temporary:
-        ...     written = temporary.write_text("hello")
+        >>> with atomic_path("greeting.txt") as temporary:
+        ...     written = temporary.write_text("hello", encoding="utf-8")
     """
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
@@ -47,7 +48,10 @@ def _remove(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk and survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    if is_folder and sys.platform == "win32":  # opens no folder, and keeps a journal of names by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -412,7 +412,7 @@ def load_vectors(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Float[
 
     Example:
         >>> from pathlib import Path
-        >>> _ = Path("vectors.txt").write_text("good 1 2 3")
+        >>> _ = Path("vectors.txt").write_text("good 1 2 3", encoding="utf-8")
         >>> load_vectors("vectors.txt", Vocabulary.build([["good", "film"]]))
         tensor([[0., 0., 0.],
                 [0., 0., 0.],

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the Makefile needs a Unix shell")
 ROOT = Path(__file__).parents[1]
-
 
 TOOLS = ROOT / "book" / "_tools"
 ALT = {"image": {"alt": "A cat"}}
@@ -126,6 +126,7 @@ def test_book_fails_until_the_fault_is_mended(book):
 
 def test_notebooks_stores_outputs_that_a_second_run_does_not_change(book):
     path = book / "book" / "chapter.ipynb"
+    written = nbformat.read(path, as_version=4)
     first = make(book, "notebooks")
     assert first.returncode == 0, first.stderr
     stored = path.read_bytes()
@@ -134,6 +135,7 @@ def test_notebooks_stores_outputs_that_a_second_run_does_not_change(book):
 
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata["language_info"] == {"name": "python"}
+    assert [cell.id for cell in notebook.cells] == [cell.id for cell in written.cells]
     assert [cell.metadata for cell in notebook.cells] == [
         {},
         {"mystnb": ALT},
@@ -154,6 +156,51 @@ def test_notebooks_names_the_cell_that_fails_and_leaves_the_notebook_as_it_was(b
     assert "book/chapter.ipynb: cell 2" in failed.stderr
     assert "a mistake" in failed.stderr
     assert path.read_bytes() == before
+
+
+def tidy(*paths: Path) -> None:
+    """Tidy notebooks as the hook before a commit does."""
+    subprocess.run([sys.executable, TOOLS / "tidy.py", *paths], check=True)
+
+
+def test_what_is_stored_is_tidy_and_stays_so_in_an_editor_that_adds_what_changes_from_run_to_run(book):
+    path = book / "book" / "chapter.ipynb"
+    assert make(book, "notebooks").returncode == 0
+    stored = path.read_bytes()
+    tidy(path)
+    assert path.read_bytes() == stored
+
+    notebook = json.loads(stored)
+    notebook["metadata"] |= {"colab": {"provenance": []}, "widgets": {}}
+    notebook["cells"][1]["metadata"] |= {"execution": {"iopub.status.busy": "2026-11-26T16:00:00Z"}, "scrolled": True}
+    path.write_text(json.dumps(notebook))
+    tidy(path)
+    assert path.read_bytes() == stored
+
+
+def test_cells_that_an_editor_stores_without_ids_get_some_and_keep_them(book):
+    path = book / "book" / "chapter.ipynb"
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        del cell["id"]
+    path.write_text(json.dumps(notebook | {"nbformat_minor": 0}))
+    tidy(path)
+    stored = path.read_bytes()
+    notebook = json.loads(stored)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    tidy(path)
+    assert path.read_bytes() == stored
+
+
+def test_every_chapter_is_stored_tidy_with_an_id_for_each_cell(tmp_path):
+    stored = sorted((ROOT / "book").glob("*.ipynb"))
+    copies = [Path(shutil.copy(path, tmp_path)) for path in stored]
+    tidy(*copies)
+    for path, copy in zip(stored, copies, strict=True):
+        assert path.read_bytes() == copy.read_bytes(), f"python book/_tools/tidy.py book/{path.name}"
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        assert len({cell["id"] for cell in cells}) == len(cells)
 
 
 @pytest.fixture

@@ -572,6 +572,7 @@ def test_training_is_quiet_where_stderr_is_no_terminal(tmp_path):
     assert len(ran.stdout.splitlines()) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals, as Windows cannot")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_end(tmp_path, run, number, capsys):
     folder = tmp_path / "run"

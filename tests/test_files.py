@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,26 +53,55 @@ def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens no folder")
 @pytest.mark.parametrize("folder", [False, True])
 def test_it_is_on_the_disk_before_it_takes_its_name_and_the_name_is_before_the_block_ends(
     tmp_path, monkeypatch, folder
 ):
-    steps = []
-    sync, replace = os.fsync, Path.replace
+    steps, names = [], {}
+    open_path, sync, replace = os.open, os.fsync, Path.replace
+
+    def opening(path, flags):
+        names[descriptor := open_path(path, flags)] = Path(path).name
+        return descriptor
 
     def syncing(descriptor):
-        steps.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        steps.append(("sync", names[descriptor]))
         sync(descriptor)
 
     def replacing(path, target):
         steps.append(("replace", path.name))
         return replace(path, target)
 
-    monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(Path, "replace", replacing)
     with atomic_path(tmp_path / "new") as temporary:
         temporary.mkdir() if folder else temporary.write_text("new")
+        monkeypatch.setattr(os, "open", opening)
+        monkeypatch.setattr(os, "fsync", syncing)
     assert steps == [("sync", temporary.name), ("replace", temporary.name), ("sync", tmp_path.name)]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_on_windows_no_folder_is_opened_and_a_file_is_open_for_writing_when_it_is_synchronised(
+    tmp_path, monkeypatch, folder
+):
+    flags, open_path, synchronised = {}, os.open, []
+
+    def opening(path, mode):
+        assert not Path(path).is_dir()
+        flags[descriptor := open_path(path, mode)] = mode
+        return descriptor
+
+    def syncing(descriptor):
+        assert flags[descriptor] & os.O_RDWR
+        synchronised.append(descriptor)
+
+    with atomic_path(tmp_path / "new") as temporary:
+        temporary.mkdir() if folder else temporary.write_text("new")
+        monkeypatch.setattr(sys, "platform", "win32")
+        monkeypatch.setattr(os, "open", opening)
+        monkeypatch.setattr(os, "fsync", syncing)
+    assert len(synchronised) == (0 if folder else 1)
 
 
 def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path):

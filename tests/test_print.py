@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 import zipfile
@@ -20,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pypdf import PdfReader
 from test_build import command, environment, executions, make, write_book
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the Makefile needs a Unix shell")
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium: apt-get install chromium")
 
 XHTML = "{http://www.w3.org/1999/xhtml}"

@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 from companion.cli import main
 from companion.records import TrainingRecord
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(sys.platform == "win32", reason="signals a group of processes, as Windows cannot"),
+]
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 

@@ -149,6 +149,7 @@ def assert_as_if_nothing_had_been(folder: Path) -> None:
         assert all(torch.equal(last[0][key], last[1][key]) for key in last[0])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="forks, as Windows cannot")
 @pytest.mark.parametrize(("script", "least"), [(RANDOM_MOMENTS, 10), (EVERY_STEP_OF_A_SAVE, 20)])
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(tmp_path, script, least):
     (tmp_path / "script.py").write_text(script)

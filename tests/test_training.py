@@ -729,6 +729,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="PyTorch's launcher of processes needs Unix")
 def test_two_processes_train_and_measure_as_one_does_on_their_batches_put_together(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)

@@ -5,7 +5,6 @@
 A notebook that fails is left as it was, and the exit status is 1.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,11 +12,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
-
-NOTEBOOK_METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
+from tidy import tidy, write
 
 
 class CellFailure(Exception):
@@ -48,27 +43,6 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
                 client.execute_cell(cell, index)
             except (CellControlSignal, DeadKernelError) as error:
                 raise CellFailure(f"cell {index}: {error}") from error
-
-
-def tidy(notebook: NotebookNode) -> None:
-    """Keep of the metadata the kernel's name, tags and alt texts, and fold titled cells on Colab.
-
-    Args:
-        notebook: The notebook, changed in place.
-    """
-    notebook.metadata = NotebookNode(NOTEBOOK_METADATA)
-    for cell in notebook.cells:
-        kept = {name: cell.metadata[name] for name in ("tags", "mystnb") if cell.metadata.get(name)}
-        if cell.source.startswith("#@title"):
-            kept["cellView"] = "form"
-        cell.metadata = NotebookNode(kept)
-
-
-def write(notebook: NotebookNode, path: Path) -> None:
-    """Replace a notebook file in one step."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def main(paths: list[Path]) -> int:
