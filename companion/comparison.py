@@ -68,7 +68,7 @@ class BaselineRow:
     Attributes:
         name: Its name.
         baseline: What to fit.
-        tokenizer: As in `run_baseline`.
+        tokenizer: As in `companion.run_baseline`.
         share: The share of the training reviews that it sees.
     """
 
@@ -359,7 +359,7 @@ def run_rows(
 ) -> None:
     """Run rows on IMDB, each seed in a folder of its own, and gather the records in ``records/``.
 
-    Once the rows of `COLLECTED` are there, `collect_outputs` of their first seeds joins the records.
+    Once the rows of ``COLLECTED`` are there, `collect_outputs` of their first seeds joins the records.
 
     Args:
         names: Names of rows; none stands for all.

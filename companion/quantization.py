@@ -164,8 +164,8 @@ def compare_quantized(
         repetitions: How often each reads all batches; the median of the seconds counts.
 
     Returns:
-        Two rows, of the models ``"fp32"`` and ``"int8"``: ``model``, ``bytes`` (as `weight_bytes`), ``accuracy``,
-        ``loss``, ``agreement`` (the share of texts on which both decide alike), ``difference`` (the mean absolute
+        Two rows, of the models ``"fp32"`` and ``"int8"``: ``model``, ``bytes`` (as `companion.weight_bytes`),
+        ``accuracy``, ``loss``, ``agreement`` (the share of texts on which both decide alike), ``difference`` (the mean absolute
         difference of the logits) and ``seconds``.
 
     Example:
