@@ -62,8 +62,8 @@ def beam_search(
     until better ones push it out. The search stops once no hypothesis can overtake the best that has ended.
 
     Args:
-        next_log_probs: The model, as `companion.decoding.NextLogProbs` says; its rows are ``batch * num_beams``, the beams
-            of a row beside each other.
+        next_log_probs: The model, as `companion.decoding.NextLogProbs` says; its rows are ``batch * num_beams``, the
+            beams of a row beside each other.
         start: The first id of each row, ``(batch, 1)``.
         num_beams: How many hypotheses are kept; 1 is greedy search.
         length_penalty: 0 ranks by probability alone, which favours short outputs; Vaswani et al., 2017, section 6.1,

@@ -18,7 +18,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         The temporary path, in the same folder; it is deleted if the block raises.
 
     Example:
-        >>> with atomic_path("/tmp/greeting.txt") as temporary:
+        >>> with atomic_path("greeting.txt") as temporary:
         ...     written = temporary.write_text("hello")
     """
     path = Path(path)

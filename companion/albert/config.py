@@ -180,6 +180,7 @@ def count_parameters(config: AlbertConfig) -> dict[str, int]:
         ``"embedding_map"``, ``"attention"``, ``"feed_forward"`` (with their normalisations) and ``"pooler"``.
 
     Example:
+        >>> from companion.albert.config import count_parameters
         >>> count_parameters(AlbertConfig.base())["embedding_map"]  # 128 x 768 + 768
         99072
     """
