@@ -1,11 +1,11 @@
 """The API page: in the order of the package, every name in its module's group, every group with what explains it."""
 
+import functools
 import importlib.util
 import inspect
 import pydoc
 import re
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -55,18 +55,12 @@ def groups_of(page: str) -> list[Group]:
     return groups
 
 
-def neighbours(one: str, other: str) -> bool:
-    """Say whether one of two modules imports the other."""
-    sources = {module: "".join(path.read_text("utf-8") for path in files_of(module)) for module in (one, other)}
-    return any(
-        f"companion.{a}" in {".".join(name.split(".")[:2]) for name in imported_names(sources[b])}
-        for a, b in ((one, other), (other, one))
-    )
-
-
-def files_of(module: str) -> list[Path]:
-    """Return the files of a module, or of a subpackage."""
-    return [*PACKAGE.glob(f"{module}.py"), *PACKAGE.glob(f"{module}/*.py")]
+@functools.cache
+def imports(module: str) -> set[str]:
+    """Return the modules of the package that a module, or a subpackage, imports."""
+    files = [*PACKAGE.glob(f"{module}.py"), *PACKAGE.glob(f"{module}/*.py")]
+    names = [name.split(".") for file in files for name in imported_names(file.read_text("utf-8"))]
+    return {name[1] for name in names if name[0] == "companion" and len(name) > 1}
 
 
 def order_problems(groups: list[Group]) -> list[str]:
@@ -83,7 +77,11 @@ def order_problems(groups: list[Group]) -> list[str]:
     ]
     for group in groups:
         for name, module in zip(group.names, group.modules, strict=True):
-            if module != group.module if module in own else not neighbours(module, group.module):
+            if module in own:
+                right = module == group.module
+            else:
+                right = module in imports(group.module) or group.module in imports(module)
+            if not right:
                 problems.append(f"{name} of {module} is in {group.title}")
     return problems
 
