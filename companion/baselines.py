@@ -153,7 +153,7 @@ def interpolate(weights: Float[np.ndarray, "ngrams"], beta: int | float) -> Floa
 class TfidfLogisticRegression:
     """Logistic regression on TF-IDF: ``1 + log(count)`` of each n-gram, times how rare it is, scaled to unit length.
 
-    Both parts are scikit-learn's: `TfidfVectorizer(sublinear_tf=True)` and `LogisticRegression`.
+    Both parts are scikit-learn's: ``TfidfVectorizer(sublinear_tf=True)`` and ``LogisticRegression``.
 
     Attributes:
         max_n: The n-grams are those of 1 to ``max_n`` tokens.

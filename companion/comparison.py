@@ -51,6 +51,11 @@ class Row:
         max_tokens: Tokens a batch, padding included.
         seeds: How often it is trained.
         share: The share of the training reviews that it sees.
+
+    Example:
+        >>> from companion.comparison import ROWS
+        >>> [row.name for row in ROWS if row.share == 0.1]
+        ['base-10-percent', 'nbsvm-bigrams-10-percent']
     """
 
     name: str
@@ -68,8 +73,13 @@ class BaselineRow:
     Attributes:
         name: Its name.
         baseline: What to fit.
-        tokenizer: As in `run_baseline`.
+        tokenizer: As in `companion.run_baseline`.
         share: The share of the training reviews that it sees.
+
+    Example:
+        >>> from companion.comparison import BaselineRow
+        >>> BaselineRow(name="nbsvm-bigrams", baseline=NBSVM(max_n=2)).tokenizer
+        'basic_english'
     """
 
     name: str
@@ -87,6 +97,11 @@ class EnsembleRow:
         name: Its name.
         members: The rows.
         seeds: How many ensembles there are; that of a seed takes the same seed of its members, counted round.
+
+    Example:
+        >>> from companion.comparison import ROWS
+        >>> [member.name for member in ROWS[-1].members]
+        ['best', 'nbsvm-trigrams']
     """
 
     name: str
@@ -161,6 +176,13 @@ class Splits:
         training_tokens: The tokens of ``training``.
         dev_tokens: Those of ``dev``.
         test_tokens: Those of ``test``.
+
+    Example:
+        >>> from companion.comparison import Splits
+        >>> reviews = toy.reviews(400)
+        >>> splits = Splits.build(reviews[:200], reviews[200:300], reviews[300:])
+        >>> splits.training[0].text.split() == splits.training_tokens[0], len(splits.reduce(0.1).training_tokens)
+        (True, 20)
     """
 
     training: Sequence[Review]
@@ -216,6 +238,14 @@ def run_row(
 
     Returns:
         The record, also in ``output``.
+
+    Example:
+        >>> from companion.comparison import BaselineRow, Splits, run_row
+        >>> reviews = toy.reviews(400)
+        >>> splits = Splits.build(reviews[:200], reviews[200:300], reviews[300:])
+        >>> record = run_row(BaselineRow(name="nbsvm", baseline=NBSVM(max_n=1)), splits, "nbsvm-0", corpus="toy")
+        >>> record == TrainingRecord.load("nbsvm-0/record.json")
+        True
     """
     run = RunFolder(output)
     if run.record.exists() and (record := TrainingRecord.load(run.record)).test is not None:
@@ -328,6 +358,15 @@ def collect_outputs(runs: Mapping[str, str | os.PathLike[str]], test: TokenizedC
     Returns:
         Of each review the ``label`` (uint8), the number of ``tokens`` and of ``negations`` among them (int16), and
         under each name of ``runs`` the output (float32).
+
+    Example:
+        >>> from companion.comparison import BaselineRow, Splits, collect_outputs, run_row
+        >>> reviews = toy.reviews(400)
+        >>> splits = Splits.build(reviews[:200], reviews[200:300], reviews[300:])
+        >>> record = run_row(BaselineRow(name="nbsvm", baseline=NBSVM(max_n=1)), splits, "nbsvm-0", corpus="toy")
+        >>> outputs = collect_outputs({"nbsvm": "nbsvm-0"}, splits.test_tokens)
+        >>> ((outputs["nbsvm"] > 0) == outputs["label"].bool()).double().mean().item() == record.test["accuracy"]
+        True
     """
     tokens = [test[index] for index in range(len(test))]
     outputs = {
@@ -359,7 +398,7 @@ def run_rows(
 ) -> None:
     """Run rows on IMDB, each seed in a folder of its own, and gather the records in ``records/``.
 
-    Once the rows of `COLLECTED` are there, `collect_outputs` of their first seeds joins the records.
+    Once the rows of ``COLLECTED`` are there, `collect_outputs` of their first seeds joins the records.
 
     Args:
         names: Names of rows; none stands for all.
@@ -369,6 +408,12 @@ def run_rows(
 
     Raises:
         ValueError: If there is no row of a name.
+
+    Example:
+        >>> from companion.comparison import run_rows
+        >>> run_rows(["worst"], "comparison", command="an example", report=print)
+        Traceback (most recent call last):
+        ValueError: there is no row 'worst'; choose of article, ...
     """
     known = {row.name: row for row in ROWS}
     rows = choose_rows(names, known)

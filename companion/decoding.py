@@ -20,7 +20,7 @@ def greedy_search(
     """Take the most probable token at each step, until each row has ended.
 
     Args:
-        next_log_probs: The model, as `NextLogProbs` says.
+        next_log_probs: The model, as `companion.decoding.NextLogProbs` says.
         start: The first id of each row, ``(batch, 1)``.
         max_length: The most ids a row may have, ``start`` included.
         eos_id: The id that ends a row.
@@ -62,8 +62,8 @@ def beam_search(
     until better ones push it out. The search stops once no hypothesis can overtake the best that has ended.
 
     Args:
-        next_log_probs: The model, as `NextLogProbs` says; its rows are ``batch * num_beams``, the beams of a row
-            beside each other.
+        next_log_probs: The model, as `companion.decoding.NextLogProbs` says; its rows are ``batch * num_beams``, the
+            beams of a row beside each other.
         start: The first id of each row, ``(batch, 1)``.
         num_beams: How many hypotheses are kept; 1 is greedy search.
         length_penalty: 0 ranks by probability alone, which favours short outputs; Vaswani et al., 2017, section 6.1,

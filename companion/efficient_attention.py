@@ -1,8 +1,8 @@
 """Efficient attention: forms that need not compare every query with every key, so that cost grows linearly with length.
 
-The name is that of the survey by Tay et al., 2020 (arXiv:2009.06732). The modules are a `MultiHeadAttention` in all but
-how a head attends: their weights have the same names and shapes, so that a state dict of one loads into another, and
-either may take the place of an encoder layer's ``attention``.
+The name is that of the survey by Tay et al., 2020 (arXiv:2009.06732). The modules are a `companion.MultiHeadAttention`
+in all but how a head attends: their weights have the same names and shapes, so that a state dict of one loads into
+another, and either may take the place of an encoder layer's ``attention``.
 """
 
 import torch

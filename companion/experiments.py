@@ -36,6 +36,13 @@ class Task:
         train: The sequences to train on.
         test: For each length, the sequences to test on; the first one is the length trained on.
         epochs: Passes over them.
+
+    Example:
+        >>> from companion.experiments import histogram
+        >>> task = histogram()
+        >>> ids, labels = task.train[0]
+        >>> labels[0] == ids.count(ids[0])
+        True
     """
 
     name: str
@@ -156,6 +163,13 @@ def train_and_test(
     Returns:
         A row for each length of the task's tests, with ``task``, ``positions``, ``seed``, ``length``, ``accuracy`` and
         ``loss``.
+
+    Example:
+        >>> from companion.experiments import Task, train_and_test
+        >>> train, test = toy.reverse(64), {length: toy.reverse(8, length=length) for length in (16, 32)}
+        >>> task = Task(name="short", vocab_size=65, num_labels=65, causal=False, train=train, test=test, epochs=1)
+        >>> [row["length"] for row in train_and_test(task, "rotary")]
+        [16, 32]
     """
     torch.manual_seed(seed)
     model = TokenClassifier(
@@ -196,6 +210,12 @@ def position_ablation(output: str | os.PathLike[str], *, seeds: int = 3) -> list
 
     Raises:
         ValueError: If ``seeds`` is not positive.
+
+    Example:
+        >>> from companion.experiments import position_ablation
+        >>> position_ablation("positions", seeds=0)
+        Traceback (most recent call last):
+        ValueError: seeds=0; choose 1 or more
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}; choose 1 or more")

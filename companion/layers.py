@@ -19,7 +19,14 @@ _NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer_norm": nn.Lay
 
 
 class LayerSettings(TypedDict, total=False):
-    """What every layer of a stack is built with, beside its widths; `EncoderLayer` says what each means."""
+    """What every layer of a stack is built with, beside its widths; `EncoderLayer` says what each means.
+
+    Example:
+        >>> from companion.layers import LayerSettings
+        >>> settings: LayerSettings = {"norm_first": True, "activation": "swiglu"}
+        >>> len(Encoder(2, 16, 2, 32, **settings).layers)
+        2
+    """
 
     dropout: float
     attention_dropout: float | None

@@ -26,7 +26,15 @@ SHOWN_EVERY = 20
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches that can be gone through again and again: a DataLoader, a list."""
+    """Batches that can be gone through again and again: a DataLoader, a list.
+
+    Example:
+        >>> from companion.loop import Batches
+        >>> batches: Batches = [LabelledBatch(torch.tensor([[5, 6]]), torch.tensor([1.0]))]
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=9, d_model=16, num_heads=2))
+        >>> evaluate(model, batches, loss_fn=classification_loss)["accuracy"] in (0.0, 1.0)
+        True
+    """
 
     def __iter__(self) -> Iterator[Any]: ...
     def __len__(self) -> int: ...

@@ -164,11 +164,12 @@ def compare_quantized(
         repetitions: How often each reads all batches; the median of the seconds counts.
 
     Returns:
-        Two rows, of the models ``"fp32"`` and ``"int8"``: ``model``, ``bytes`` (as `weight_bytes`), ``accuracy``,
-        ``loss``, ``agreement`` (the share of texts on which both decide alike), ``difference`` (the mean absolute
-        difference of the logits) and ``seconds``.
+        Two rows, of the models ``"fp32"`` and ``"int8"``: ``model``, ``bytes`` (as `companion.weight_bytes`),
+        ``accuracy``, ``loss``, ``agreement`` (the share of texts on which both decide alike), ``difference`` (the mean
+        absolute difference of the logits) and ``seconds``.
 
     Example:
+        >>> from companion.quantization import compare_quantized
         >>> model = TextClassifier(ClassifierConfig(vocab_size=9, d_model=16, num_heads=2))
         >>> batches = [LabelledBatch(torch.tensor([[5, 6], [7, 0]]), torch.tensor([1.0, 0.0]))]
         >>> rows = compare_quantized(model, batches, repetitions=1)

@@ -62,6 +62,11 @@ class StudyRow:
         finetuning: How to fine-tune it.
         max_tokens: Tokens a batch, padding included, of both.
         max_length: Tokens of a review that fine-tuning reads.
+
+    Example:
+        >>> from companion.study import ROWS
+        >>> [row.name for row in ROWS if row.model.sharing != "all"]
+        ['sharing-attention', 'sharing-ffn', 'sharing-none']
     """
 
     name: str
@@ -126,6 +131,15 @@ class StudySplits:
         training: To fine-tune on.
         dev: To choose by.
         test: To report.
+
+    Example:
+        >>> from companion.study import StudySplits
+        >>> reviews = toy.reviews(90)
+        >>> tokenizer = SentencePieceTokenizer.train([review.text for review in reviews], 90, "spiece.model")
+        >>> corpora = [TokenizedCorpus.build(reviews[part::4], tokenizer) for part in range(4)]
+        >>> splits = StudySplits(tokenizer=tokenizer, **dict(zip(("texts", "training", "dev", "test"), corpora)))
+        >>> len(splits.texts), len(splits.test)
+        (23, 22)
     """
 
     tokenizer: SentencePieceTokenizer
@@ -181,6 +195,17 @@ def run_study_row(
         figures of the fine-tuned model, and of the pre-trained one ``mlm_loss``, ``mlm_accuracy``, ``sop_accuracy`` and
         ``nsp_accuracy``, all with masks over single words; ``parameters`` and ``tokens_per_second`` are those of
         pre-training.
+
+    Example:
+        >>> from companion.study import StudyRow, StudySplits, run_study_row
+        >>> reviews = toy.reviews(90)
+        >>> tokenizer = SentencePieceTokenizer.train([review.text for review in reviews], 90, "spiece.model")
+        >>> corpora = [TokenizedCorpus.build(reviews[part::4], tokenizer) for part in range(4)]
+        >>> splits = StudySplits(tokenizer=tokenizer, **dict(zip(("texts", "training", "dev", "test"), corpora)))
+        >>> shape = AlbertConfig(embedding_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+        >>> row = StudyRow(name="tiny", model=shape, parts=1, pretraining=TrainingConfig(epochs=1))
+        >>> [entry["phase"] for entry in run_study_row(row, splits, "tiny-0").history]
+        ['pretraining', 'finetuning']
     """
     run = RunFolder(output)
     if run.record.exists():
@@ -286,6 +311,12 @@ def run_study(
 
     Raises:
         ValueError: If there is no row of a name.
+
+    Example:
+        >>> from companion.study import run_study
+        >>> run_study(["sharing-most"], "study", command="an example", report=print)
+        Traceback (most recent call last):
+        ValueError: there is no row 'sharing-most'; choose of base, ...
     """
     rows = choose_rows(names, {row.name: row for row in ROWS})
     records = Path(output, "records")

@@ -1,7 +1,14 @@
-"""Every public name shows an example in its docstring, and every example prints what it says."""
+"""Every entry of the API page shows an example in its docstring, and every docstring's example prints what it says."""
 
+import ast
 import doctest
-import inspect
+import importlib
+import importlib.util
+import pydoc
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,20 +17,69 @@ from torch import nn
 
 import companion
 
-PUBLIC = {name: getattr(companion, name) for name in companion.__all__}
-PUBLIC = {name: value for name, value in PUBLIC.items() if not inspect.ismodule(value)}
-PUBLIC |= {
-    f"toy.{name}": value
-    for name, value in vars(companion.toy).items()
-    if str(getattr(value, "__module__", "")).startswith("companion.toy") and not name.startswith("_")
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "companion"
+FILES = [*PACKAGE.rglob("*.py"), *ROOT.glob("book/_tools/*.py"), *ROOT.glob("benchmarks/*.py")]
+
+
+def docstrings(tree: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the docstrings of a module and of all that it defines, at whatever depth, each with its owner's name."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.ClassDef() | ast.FunctionDef():
+                yield from docstrings(node, f"{name}.{node.name}")
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, text
+            case _:
+                yield from docstrings(node, name)
+
+
+def examples_in(source: str, name: str) -> list[doctest.DocTest]:
+    """Return the examples of a module, those of a docstring together."""
+    parse = doctest.DocTestParser().get_doctest
+    tests = [parse(text, {}, owner, None, None) for owner, text in docstrings(ast.parse(source), name)]
+    return [test for test in tests if test.examples]
+
+
+def module_name(path: Path) -> str:
+    """Return the name by which a module is imported; a script has that of its file."""
+    if not path.is_relative_to(PACKAGE):
+        return path.stem
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def load(path: Path) -> ModuleType:
+    """Import a module of the package, or a script."""
+    if path.is_relative_to(PACKAGE):
+        return importlib.import_module(module_name(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def failures(test: doctest.DocTest, names: dict[str, object]) -> str:
+    """Run the examples of a docstring, which may use some names, and return what doctest says against them."""
+    report = []
+    test.globs = dict(names)
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
+    return "".join(report)
+
+
+def entries(page: str) -> Iterator[str]:
+    """Yield the classes and functions on the API page, each by its name in the module that defines it."""
+    for name in re.findall(r"^\.\. auto(?:class|function):: (\S+)$", page, re.MULTILINE):
+        value = pydoc.locate(name)
+        yield f"{value.__module__}.{value.__qualname__}"
+
+
+EXAMPLES = {
+    test.name: (path, test)
+    for path in sorted(FILES)
+    for test in examples_in(path.read_text("utf-8"), module_name(path))
 }
-
-
-def examples(name, value):
-    """Find the doctests of a docstring and of the methods under it; they may use every public name by itself."""
-    names = {public: getattr(companion, public) for public in companion.__all__} | {"torch": torch, "nn": nn, "F": F}
-    found = doctest.DocTestFinder(exclude_empty=True).find(value, name, globs=names)
-    return [test for test in found if test.examples]
+ENTRIES = set(entries((ROOT / "book" / "api.md").read_text("utf-8")))
+PUBLIC = {name: getattr(companion, name) for name in companion.__all__} | {"torch": torch, "nn": nn, "F": F}
 
 
 @pytest.fixture
@@ -32,26 +88,53 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("empty_folder")
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_has_an_example_that_runs_as_printed(name):
-    tests = examples(name, PUBLIC[name])
-    assert any(test.name == name for test in tests), f"{name} has no example"
-    for test in tests:
-        report = []
-        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
-        assert not report, "".join(report)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run_as_printed(name):
+    """Those on the API page do with the names that the page says; others have those of their module besides."""
+    path, test = EXAMPLES[name]
+    on_the_page = any(f"{name}.".startswith(f"{entry}.") for entry in ENTRIES)
+    assert failures(test, PUBLIC if on_the_page else PUBLIC | vars(load(path))) == ""
 
 
-def test_an_example_that_prints_something_else_is_seen():
-    def wrong():
-        """Add.
+def test_every_entry_of_the_api_page_has_an_example():
+    assert ENTRIES - set(EXAMPLES) == set()
 
-        Example:
-            >>> 1 + 1
-            3
-        """
 
-    (test,) = examples("wrong", wrong)
-    report = []
-    doctest.DocTestRunner().run(test, out=report.append)
-    assert "Expected:\n    3\nGot:\n    2" in "".join(report)
+def test_no_example_is_overlooked():
+    written = sum(len(re.findall(r"^ *>>> ", path.read_text("utf-8"), re.MULTILINE)) for path in FILES)
+    assert sum(len(test.examples) for _, test in EXAMPLES.values()) == written
+
+
+SOURCE = '''
+"""A module.
+
+>>> a
+1
+"""
+
+a = 1
+"""A constant.
+
+>>> a
+2
+"""
+
+class _Hidden:
+    if a:
+        def method(self):
+            def inner():
+                """Add.
+
+                Example:
+                    >>> 1 + 1
+                    3
+                """
+'''
+
+
+def test_examples_are_found_at_whatever_depth_and_a_wrong_one_is_seen():
+    module, constant, inner = examples_in(SOURCE, "module")
+    assert (module.name, constant.name, inner.name) == ("module", "module", "module._Hidden.method.inner")
+    assert failures(module, {"a": 1}) == ""
+    assert "Expected:\n    2\nGot:\n    1" in failures(constant, {"a": 1})
+    assert "Expected:\n    3\nGot:\n    2" in failures(inner, {})

@@ -432,6 +432,61 @@ def test_chapters_alone_say_how_long_they_take(site):
     assert lines == {page: page in chapters for page in PAGES}
 
 
+API = (ROOT / "book" / "api.md").read_text("utf-8")
+ENTRIES = re.findall(r"^\.\. auto(?:class|function|data):: (\S+)$", API, re.MULTILINE)
+
+
+def used_in(page: str) -> set[str]:
+    """Return the names that a chapter's code has outside its imports, where it imports them or a module they are in."""
+    code = "\n".join(cell.source for cell in cells_of(page) if cell.cell_type == "code")
+    imports, rest = [], []
+    for line in code.splitlines():
+        (imports if re.match("from companion", line) else rest).append(line)
+    imported = set(re.findall(r"\w+", " ".join(imports)))
+    rest = re.sub(r'(?<!f)"[^"\n]*"|#.*', "", "\n".join(rest))
+    words = {word for word in re.findall(r"(?<![\w.])\w+", rest) if word in imported}
+    return words | set(re.findall(r"\b(?:toy|exercises|experiments)\.(\w+)", rest))
+
+
+def links_of(html: str) -> list[tuple[str, str]]:
+    """Return address and text of the links in a piece of a page."""
+    return [(link, re.sub("<.*?>", "", text)) for link, text in re.findall(r'<a .*?href="(.*?)".*?>(.*?)</a>', html)]
+
+
+def test_entries_of_the_api_page_lead_to_the_sections_that_use_them(site):
+    html = (site / "book" / "api.html").read_text("utf-8")
+    starts = [html.index(f'<dt class="sig sig-object py" id="{entry}"') for entry in ENTRIES]
+    assert starts == sorted(starts)
+    lines = [
+        re.findall(r'<p class="where-used">(.*?)</p>', html[start:end], re.DOTALL)
+        for start, end in zip(starts, [*starts[1:], len(html)], strict=True)
+    ]
+    users = {page: used_in(page) for page in NOTEBOOKS}
+    for entry, (line,) in zip(ENTRIES, lines, strict=True):
+        links = [link for link, _ in links_of(line)]
+        pages = {page for page in NOTEBOOKS if entry.rpartition(".")[2] in users[page]}
+        if pages:
+            assert {f"book/{link.partition('.html#')[0]}" for link in links} == pages, entry
+        else:
+            assert line.startswith("See "), entry
+            assert len(links) == 1, entry
+        for link in links:
+            target, _, anchor = link.partition("#")
+            assert f'id="{anchor}"' in (site / "book" / target).read_text("utf-8") or not anchor, link
+    shown = dict(zip(ENTRIES, (links_of(line) for (line,) in lines), strict=True))
+    assert shown["companion.sliding_window_mask"][:2] == [
+        ("attention.html#masks", "Attention"),
+        ("background.html#the-longest-path", "Background"),
+    ]
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_chapters_end_with_the_entries_of_what_they_use(page, site):
+    (line,) = re.findall(r'<p class="where-used">(.*?)</p>', (site / f"{page}.html").read_text("utf-8"), re.DOTALL)
+    wanted = [entry for entry in ENTRIES if entry.rpartition(".")[2] in used_in(page)]
+    assert links_of(line) == [(f"api.html#{entry}", entry.rpartition(".")[2]) for entry in wanted]
+
+
 def test_site_works_from_the_disk(tab, site):
     complaints, requests = [], []
     page = tab((site / "index.html").as_uri(), complaints=complaints, requests=requests)

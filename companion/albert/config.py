@@ -35,7 +35,7 @@ class AlbertConfig:
         eos_token_id: The id of ``[SEP]``, with which a segment ends.
         num_labels: Labels of `AlbertForSequenceClassification`.
         sharing: What the layers of a group share: ``"all"``, only the ``"attention"``, only the ``"ffn"``
-            (feed-forward network), or ``"none"``; table 4 of the paper. `transformers` knows ``"all"`` alone.
+            (feed-forward network), or ``"none"``; table 4 of the paper. ``transformers`` knows ``"all"`` alone.
 
     Raises:
         ValueError: If a value is out of range; the message names the field and what would do.
@@ -171,7 +171,7 @@ def num_parameters(config: AlbertConfig) -> int:
 
 
 def count_parameters(config: AlbertConfig) -> dict[str, int]:
-    """Count the parameters of each part of an `AlbertModel`.
+    """Count the parameters of each part of a `companion.AlbertModel`.
 
     Args:
         config: The shape.
@@ -181,6 +181,7 @@ def count_parameters(config: AlbertConfig) -> dict[str, int]:
         ``"embedding_map"``, ``"attention"``, ``"feed_forward"`` (with their normalisations) and ``"pooler"``.
 
     Example:
+        >>> from companion.albert.config import count_parameters
         >>> count_parameters(AlbertConfig.base())["embedding_map"]  # 128 x 768 + 768
         99072
     """
