@@ -1,4 +1,4 @@
-"""What runs or asks somewhere else (GitHub, hooks, dev containers, a contributor) is well formed and calls what exists."""
+"""What runs or asks elsewhere (GitHub, hooks, dev containers, a contributor) is well formed and calls what exists."""
 
 import json
 import re
