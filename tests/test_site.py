@@ -212,9 +212,10 @@ def test_every_page_presents_itself_when_shared(page, seen, site, address):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_buttons_lead_to_the_page_on_colab_and_to_the_repository(page, site):
-    html = BeautifulSoup((site / f"{page}.html").read_text("utf-8"), "html.parser")
+    html = BeautifulSoup((site / f"{page}.html").read_text("utf-8"), "lxml")
     leads = {link["title"]: link["href"] for link in html.select(".article-header-buttons a")}
-    tracked = subprocess.run(["git", "ls-files", f"{page}.*"], cwd=ROOT, check=True, capture_output=True, text=True)
+    command = ["git", "ls-files", f"{page}.md", f"{page}.ipynb"]
+    tracked = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     (file,) = tracked.stdout.split()
     owner_and_name = REPOSITORY.removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{file}"
