@@ -1,15 +1,15 @@
-"""What runs or asks somewhere else (GitHub, hooks, dev containers, a contributor) is well formed and calls what exists."""
+"""What GitHub, hooks, dev containers and contributors run is well formed and calls what exists."""
 
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import check_jsonschema
 import pytest
 import yaml
+from click.testing import CliRunner
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
@@ -26,9 +26,8 @@ CALLERS = [*WORKFLOWS, *ACTIONS, HOOKS, CONTAINER, *PAGES]
 
 def problems(schema: str, *paths: Path) -> str:
     """Return what a schema that check-jsonschema brings has against files, or nothing."""
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *paths]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    return "" if ran.returncode == 0 else ran.stdout + ran.stderr
+    ran = CliRunner().invoke(check_jsonschema.main, ["--builtin-schema", schema, *map(str, paths)])
+    return "" if ran.exit_code == 0 else ran.output
 
 
 @pytest.mark.parametrize(
