@@ -221,7 +221,11 @@ def tokenize_imdb(
     folder = (cache_folder() if cache is None else Path(cache)) / name
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
         return TokenizedCorpus.load(folder)
-    corpus = TokenizedCorpus.build(load_imdb(split, source), tokenizer)
+    reviews = load_imdb(split, source)
+    try:
+        corpus = TokenizedCorpus.build(reviews, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     _keep(corpus, folder)
     return corpus
 

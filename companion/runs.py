@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from companion.files import atomic_path, remove_leftovers
 from companion.records import read_dataclass, read_json, write_json
@@ -75,6 +76,15 @@ class TrainingState:
             return len(self.history)
         devs = [entry["dev"] for entry in self.history]
         return 1 + min(range(len(devs)), key=lambda index: (-devs[index].get("accuracy", 0.0), devs[index]["loss"]))
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leave out the initial weights; to draw them on the meta device PyTorch imports its compiler, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class FullState(NamedTuple):
@@ -169,7 +179,7 @@ class RunFolder:
             ValueError: If the config describes no model, or the weights are damaged or do not fit.
         """
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Uninitialized():
                 outline = make()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.config} does not describe {kind} ({type(error).__name__}: {error})") from error

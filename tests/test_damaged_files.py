@@ -3,13 +3,17 @@
 DAMAGED_FILES and DAMAGED_FIRST, in the environment, choose how many and the first seed.
 """
 
+import gzip
 import io
+import lzma
 import os
+import re
 import resource
 import shutil
 import signal
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,9 +43,10 @@ from companion.imdb import load_imdb
 from companion.models import TextClassifier
 from companion.ngrams import NGramClassifier
 from companion.optimization import TrainingConfig
-from companion.records import Measurement, TrainingRecord
+from companion.prediction import load_run
+from companion.records import Measurement, TrainingRecord, read_json, write_json
 from companion.results import FOLDER
-from companion.runs import RunFolder, save_weights
+from companion.runs import RunFolder, load_weights, save_weights
 from companion.text import Review, SentencePieceTokenizer, Vocabulary, WordTokenizer, load_vectors
 from companion.training import _describe
 from tests.damage import damage_archive, damage_bytes, damage_json, damage_lines, damage_safetensors
@@ -100,6 +105,8 @@ def home(tmp_path_factory):
         patch.setattr(companion.cli, "_parse", lambda command: command)
         patch.setattr(companion.files, "_sync", lambda path: None)
         patch.setattr(sys, "dont_write_bytecode", True)
+        patch.setattr(tempfile, "tempdir", str(home / "nowhere"))
+        (home / "nowhere").mkdir()
         yield home
 
 
@@ -418,3 +425,133 @@ def test_a_damaged_file_is_refused_in_a_line_or_does_no_harm(kind, request, home
 
 def is_within(path: str, *folders: Path) -> bool:
     return any(Path(path).absolute().is_relative_to(folder) for folder in folders)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(companion.imdb, "_LARGEST_CONTENT", 2**22)
+    path = tmp_path / "aclImdb.tar.gz"
+    path.write_bytes(pack(bytes(2**22 + 1)))
+    with pytest.raises(ValueError, match=f"^{path} holds more than 4,194,304 bytes"):
+        load_imdb("train", path)
+    path.write_bytes(pack(bytes(2**22)))
+    with pytest.raises(ValueError, match="holds no train reviews"):
+        load_imdb("train", path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("d_model", 10**9, "d_model=1000000000; choose at most 1,048,576"),
+        ("d_model", 2**20, "does not fit"),
+        ("vocab_size", 2**20, "does not fit"),
+        ("num_layers", 1_000, "does not fit"),
+        ("num_layers", 10**12, "num_layers is 1000000000000; choose at most 1,000 layers"),
+        ("max_length", 64.0, "max_length=64.0 is no whole number"),
+        ("num_heads", True, "num_heads=True is no whole number"),
+    ],
+)
+def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(runs, tmp_path, bounded, field, value, reason):
+    folder = shutil.copytree(runs["text"], tmp_path / "run")
+    entries = read_json(folder / "config.json")
+    write_json(folder / "config.json", entries | {"model": entries["model"] | {field: value}})
+    with pytest.raises(ValueError, match=reason) as refused:
+        load_run(folder)
+    assert str(folder) in str(refused.value)
+
+
+def test_the_power_of_a_damaged_config_is_not_computed():
+    with pytest.raises(ValueError, match="is past 64 bits"):
+        NGramConfig(max_n=2**20)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda weight: weight.double(), r"expected \(1,\) of torch.float32"),
+        (lambda weight: weight.fill_(float("nan")), "output.bias holds a number that is not finite"),
+    ],
+)
+def test_weights_of_another_dtype_or_not_finite_are_named(runs, tmp_path, change, reason):
+    path = shutil.copytree(runs["text"], tmp_path / "run") / "model.safetensors"
+    weights = load_weights(path)
+    save_weights(weights | {"output.bias": change(weights["output.bias"])}, path)
+    with pytest.raises(ValueError, match=f"^{path} .*{reason}"):
+        load_run(path.parent)
+
+
+def test_weights_that_overflow_predict_nothing(runs, tmp_path):
+    path = shutil.copytree(runs["text"], tmp_path / "run") / "model.safetensors"
+    weights = load_weights(path)
+    save_weights(weights | {"output.weight": torch.full_like(weights["output.weight"], 3e38)}, path)
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        load_run(path.parent).predict(["A good film"])
+
+
+def test_what_a_file_says_does_not_reach_the_terminal_as_a_command(runs, tmp_path, capsys, home):
+    path = shutil.copytree(runs["text"], tmp_path / "run") / "model.safetensors"
+    save_weights(load_weights(path) | {"\x1b[2J\u202e": torch.zeros(1)}, path)
+    assert companion.cli.main(predict(path.parent)) == 2
+    said = capsys.readouterr().err
+    assert r"\x1b[2J\u202e is surplus" in said
+    assert said.strip().isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("optimizer", lambda tensors: {n: -t if n.endswith("step") else t for n, t in tensors.items()}, "below 0"),
+        ("optimizer", lambda tensors: {n: t[None] for n, t in tensors.items()}, r"expected \("),
+        ("model", lambda tensors: {n: t[None] for n, t in tensors.items()}, r"expected \("),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_named(trainings, tmp_path, capsys, name, change, reason):
+    folder = shutil.copytree(trainings["stopped"], tmp_path / "run")
+    checkpoint = folder / "checkpoints" / "epoch-0001"
+    save_weights(change(load_weights(checkpoint / f"{name}.safetensors")), checkpoint / f"{name}.safetensors")
+    capsys.readouterr()
+    assert companion.cli.main(resume(folder)) == 2
+    said = capsys.readouterr().err
+    assert re.search(reason, said), said
+    assert str(checkpoint) in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"history": [{}]}, {"updates": "9"}, {"updates": -1}, {"sums": {"loss": 1}}, {"batch": 3}, {"history": []}],
+    ids=str,
+)
+def test_a_state_whose_figures_do_not_go_together_is_named(trainings, tmp_path, capsys, change):
+    folder = shutil.copytree(trainings["stopped"], tmp_path / "run")
+    path = folder / "checkpoints" / "epoch-0001" / "state.json"
+    write_json(path, read_json(path) | change)
+    assert companion.cli.main(resume(folder)) == 2
+    assert f"{path} is not the state of a run: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000], ids=["lists", "objects"])
+def test_json_that_is_nested_too_deep_is_named(tmp_path, content):
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(ValueError, match=r"record.json is not JSON \("):
+        TrainingRecord.load(tmp_path / "record.json")
+
+
+def test_a_config_without_parts_is_named(runs, tmp_path):
+    folder = shutil.copytree(runs["text"], tmp_path / "run")
+    write_json(folder / "config.json", {"model": 3})
+    with pytest.raises(ValueError, match=f"^{folder / 'config.json'} holds no settings under 'model'$"):
+        load_run(folder)
+
+
+def test_a_link_in_a_run_folder_is_replaced_and_not_followed(trainings, tmp_path, home):
+    folder = shutil.copytree(trainings["stopped"], tmp_path / "run")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("whole")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(elsewhere / "precious")
+    (folder / ".planted.tmp").symlink_to(elsewhere, target_is_directory=True)
+    assert companion.cli.main(resume(folder)) == 0
+    assert not (folder / "model.safetensors").is_symlink()
+    assert not (folder / ".planted.tmp").is_symlink()
+    assert {path.name: path.read_text() for path in elsewhere.iterdir()} == {"precious": "whole"}
