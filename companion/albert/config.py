@@ -113,7 +113,7 @@ class AlbertConfig:
 
     @classmethod
     def xlarge(cls, **changes: Any) -> "AlbertConfig":
-        """Return ALBERT-xlarge (table 1), changed likewise, with the released model's 16 heads; the rule gives 32."""
+        """Return ALBERT-xlarge (table 1), changed likewise, with the release's 16 heads; the paper's rule gives 32."""
         return cls(**_SIZES["xlarge"] | changes)
 
     @classmethod
