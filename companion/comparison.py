@@ -194,7 +194,7 @@ class Splits:
 
     @classmethod
     def build(cls, training: Sequence[Review], dev: Sequence[Review], test: Sequence[Review]) -> "Splits":
-        """Tokenize reviews."""
+        """Tokenize the reviews to train on, to choose by and to report, by `companion.WordTokenizer`."""
         corpora = [TokenizedCorpus.build(reviews, WordTokenizer()) for reviews in (training, dev, test)]
         tokens = dict(zip(("training_tokens", "dev_tokens", "test_tokens"), corpora, strict=True))
         return cls(training=training, dev=dev, test=test, **tokens)

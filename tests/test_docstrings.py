@@ -105,6 +105,36 @@ def test_no_example_is_overlooked():
     assert sum(len(test.examples) for _, test in EXAMPLES.values()) == written
 
 
+def unsaid_errors(tree: ast.AST, name: str, said: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each error that a function raises by itself and that neither its docstring nor its class's speaks of."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.ClassDef() | ast.FunctionDef():
+                text = said if node.name.startswith("__") else ast.get_docstring(node) or ""
+                yield from unsaid_errors(node, f"{name}.{node.name}", text)
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=error))) if f"    {error}: " not in said:
+                yield name, error
+            case _:
+                yield from unsaid_errors(node, name, said)
+
+
+def test_entries_of_the_api_page_say_what_they_raise():
+    unsaid = [
+        (name, error)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name, error in unsaid_errors(ast.parse(path.read_text("utf-8")), module_name(path))
+        if any(f"{name}.".startswith(f"{entry}.") for entry in ENTRIES) and "._" not in name.replace(".__", "")
+    ]
+    assert unsaid == []
+
+
+def test_an_error_that_a_docstring_leaves_out_is_seen():
+    said = 'class A:\n    """A.\n\n    Raises:\n        ValueError: If not.\n    """\n'
+    body = "    def __init__(self, x):\n        if x:\n            raise {}('no')\n"
+    assert list(unsaid_errors(ast.parse(said + body.format("ValueError")), "m")) == []
+    assert list(unsaid_errors(ast.parse(said + body.format("TypeError")), "m")) == [("m.A.__init__", "TypeError")]
+
+
 SOURCE = '''
 """A module.
 

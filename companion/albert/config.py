@@ -109,17 +109,17 @@ class AlbertConfig:
 
     @classmethod
     def large(cls, **changes: Any) -> "AlbertConfig":
-        """Return ALBERT-large (table 1)."""
+        """Return ALBERT-large (table 1), with what ``changes`` says."""
         return cls(**_SIZES["large"] | changes)
 
     @classmethod
     def xlarge(cls, **changes: Any) -> "AlbertConfig":
-        """Return ALBERT-xlarge (table 1), with the 16 heads of the released model; the paper's rule gives 32."""
+        """Return ALBERT-xlarge (table 1), changed likewise, with the release's 16 heads; the paper's rule gives 32."""
         return cls(**_SIZES["xlarge"] | changes)
 
     @classmethod
     def xxlarge(cls, **changes: Any) -> "AlbertConfig":
-        """Return ALBERT-xxlarge (table 1), of 12 layers as in the paper's text and in the released model."""
+        """Return ALBERT-xxlarge (table 1), changed likewise, of 12 layers, as in the paper's text and the release."""
         return cls(**_SIZES["xxlarge"] | changes)
 
     def group(self, layer: int) -> int:
