@@ -61,8 +61,8 @@ def test_it_is_on_the_disk_before_it_takes_its_name_and_the_name_is_before_the_b
     steps, names = [], {}
     open_path, sync, replace = os.open, os.fsync, Path.replace
 
-    def opening(path, flags):
-        names[descriptor := open_path(path, flags)] = Path(path).name
+    def opening(path, flags, **deleting):
+        names[descriptor := open_path(path, flags, **deleting)] = Path(path).name
         return descriptor
 
     def syncing(descriptor):
@@ -87,9 +87,9 @@ def test_on_windows_no_folder_is_opened_and_a_file_is_open_for_writing_when_it_i
 ):
     flags, open_path, synchronised = {}, os.open, []
 
-    def opening(path, mode):
-        assert not Path(path).is_dir()
-        flags[descriptor := open_path(path, mode)] = mode
+    def opening(path, mode, **deleting):
+        assert deleting or not Path(path).is_dir()
+        flags[descriptor := open_path(path, mode, **deleting)] = mode
         return descriptor
 
     def syncing(descriptor):
