@@ -28,7 +28,8 @@ def make_accelerator(precision: Precision = "fp32", *, tracked: Path | None = No
     Returns:
         What knows the device and the other processes.
     """
-    AcceleratorState._reset_state()  # it would hold on to the precision of an earlier run in this process
+    # It would hold on to the precision of an earlier run in this process, or to its sharding without saying how.
+    AcceleratorState._reset_state(reset_partial_state=True)
     # The launcher's default is version 1 of FSDP, which leaves nothing of the caller's model to work with.
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     fsdp = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False) if sharded else None

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from torch import nn
 
 from companion.devices import choose_precision, default_device, make_accelerator
@@ -57,3 +59,20 @@ def test_sharding_is_that_of_version_2_whatever_the_launcher_says(monkeypatch):
             make_accelerator()
     assert seen[0].fsdp_version == 2
     assert seen[1] is None
+
+
+def test_one_run_after_another_is_sharded(monkeypatch):
+    start = PartialState.__init__
+
+    def start_on_gpus(state, *arguments, **settings):
+        fresh = not PartialState._shared_state
+        start(state, *arguments, **settings)
+        if fresh:
+            state.distributed_type = DistributedType.MULTI_GPU
+
+    monkeypatch.setattr(PartialState, "__init__", start_on_gpus)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    try:
+        assert [make_accelerator().is_fsdp2 for _ in range(2)] == [True, True]
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
