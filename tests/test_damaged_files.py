@@ -50,6 +50,7 @@ from companion.results import FOLDER
 from companion.runs import RunFolder, load_weights, save_weights
 from companion.text import Review, SentencePieceTokenizer, Vocabulary, WordTokenizer, load_vectors
 from companion.training import _describe
+from companion.transfer import load_pretrained
 from tests.damage import damage_archive, damage_bytes, damage_json, damage_lines, damage_safetensors
 from tests.imdb_files import REVIEWS, add_member, write_archive
 
@@ -205,7 +206,7 @@ def configs(runs, trainings):
 @pytest.fixture
 def weights(home, runs, trainings):
     predictions = [(name, predict) for name in CLASSIFIERS]
-    found = [*predictions, ("pretrained", plan_to_finetune), ("foreign", load_foreign)]
+    found = [*predictions, ("pretrained", load_pretrained), ("foreign", load_foreign)]
     checkpoint = "checkpoints/epoch-0001"
     teacher = home / "teacher"
     teacher.mkdir(exist_ok=True)
@@ -216,11 +217,11 @@ def weights(home, runs, trainings):
         return FineTune(corpus="imdb", teacher=folder, **options)
 
     return [
-        *places(runs, "model.safetensors", found),
+        *(4 * places(runs, "model.safetensors", found)),
+        Place(Path("outputs.safetensors"), teacher, learn_from),
         *places(trainings, f"{checkpoint}/model.safetensors", [("stopped", resume)], rewritten=True),
         *places(trainings, f"{checkpoint}/optimizer.safetensors", [("stopped", resume)], rewritten=True),
         *places(trainings, "model.safetensors", [("finished", resume)], rewritten=True),
-        Place(Path("outputs.safetensors"), teacher, learn_from),
     ]
 
 
@@ -239,7 +240,7 @@ def vocabularies(home, runs, words):
 
 @pytest.fixture
 def piece_models(runs):
-    return places(runs, "spiece.model", [("albert", predict), ("pretrained", plan_to_finetune)])
+    return places(runs, "spiece.model", [("albert", predict), ("pretrained", load_pretrained)])
 
 
 @pytest.fixture
@@ -248,9 +249,12 @@ def records(home, trainings):
     folder.mkdir(exist_ok=True)
     for name in ("imdb", "positions"):
         shutil.copy(FOLDER / f"{name}.json", folder)
-    return [
+    quick = [
         Place(Path("imdb.json"), folder, lambda folder: TrainingRecord.load(folder / "imdb.json")),
         Place(Path("positions.json"), folder, lambda folder: Measurement.load(folder / "positions.json")),
+    ]
+    return [
+        *(4 * quick),
         *places(trainings, "record.json", [("finished", resume)], rewritten=True),
         *places(trainings, "checkpoints/epoch-0001/state.json", [("stopped", resume)], rewritten=True),
     ]
