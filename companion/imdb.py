@@ -227,7 +227,7 @@ def _read_archive(archive: Path, split: Split) -> Iterator[tuple[str, int, str]]
                 if match and member.isfile() and match[1] == part and (match[2] == "unsup") == (split == "unsup"):
                     review = content[member.offset_data : member.offset_data + member.size]
                     yield match[2], int(match[3]), _decode(review, f"{archive}: {member.name}")
-    except (tarfile.TarError, OverflowError) as error:  # the latter of a header longer than a file can be
+    except (tarfile.TarError, OverflowError) as error:  # the latter of sizes past 64 bits
         raise _damaged(archive, error) from error
 
 

@@ -18,7 +18,7 @@ from companion.interruption import StopRequest
 from companion.losses import LossFunction, LossSums, sum_dtype
 from companion.optimization import TrainingConfig, learning_rate_factor
 from companion.progress import progress_bar
-from companion.runs import RunFolder, TrainingState, gather_state
+from companion.runs import Epoch, RunFolder, TrainingState, gather_state
 
 SHOWN_EVERY = 20
 """Updates between two figures in the progress bar, and between two points of TensorBoard's training loss."""
@@ -70,7 +70,7 @@ class Loop:
         self._train(epoch, start, sums)
         seconds = time.perf_counter() - start
         train, tokens = _means(self.accelerator, sums)
-        entry = {"epoch": epoch + 1, "seconds": round(seconds, 4), "tokens": tokens, "train": train}
+        entry: Epoch = {"epoch": epoch + 1, "seconds": round(seconds, 4), "tokens": tokens, "train": train}
         if self.eval_batches is not None:
             torch.manual_seed(mix_seed(self.config.seed, epoch, self.accelerator.process_index))
             entry["dev"] = evaluate_batches(self.accelerator, self.model, self.eval_batches, self.loss_fn)

@@ -74,7 +74,7 @@ class TrainingState:
         """
         if "dev" not in self.history[-1]:
             return len(self.history)
-        devs = [entry["dev"] for entry in self.history]
+        devs = [entry.get("dev", {}) for entry in self.history]
         return 1 + min(range(len(devs)), key=lambda index: (-devs[index].get("accuracy", 0.0), devs[index]["loss"]))
 
 

@@ -141,7 +141,7 @@ def train(
         wall_seconds=round(state.wall_seconds, 1),
         tokens_per_second=round(tokens / seconds) if tokens else None,
         parameters=parameters,
-        history=state.history,
+        history=[{**entry} for entry in state.history],
         dev=state.history[state.best_epoch() - 1].get("dev"),
     )
     if run is not None and accelerator.is_main_process:
