@@ -93,7 +93,7 @@ def test_every_result_on_imdb_was_measured_on_the_test_split(name):
 def test_every_row_of_the_comparison_has_a_record_for_each_seed():
     group = {BaselineRow: "baselines", Row: "imdb", EnsembleRow: "imdb"}
     names = {f"{group[type(row)]}-{row.name}-{seed}": row for row in ROWS for seed in range(row.seeds)}
-    others = {"imdb", "positions", "albert", "quantization", *HEADLINE}
+    others = {"imdb", "positions", "albert", "quantization", *HEADLINE, *GPU}
     assert {name for name in RESULTS if not name.startswith("study-")} - others == names.keys()
     for name, row in names.items():
         record = load_result(name)
@@ -106,6 +106,23 @@ def test_every_row_of_the_comparison_has_a_record_for_each_seed():
             }
             training = record.config["training"]
             assert (training["epochs"], training["learning_rate"]) == (row.training.epochs, row.training.learning_rate)
+
+
+GPU = {"h100-imdb": "fp32", "h100-imdb-wide": "bf16"}
+
+
+def test_runs_on_a_gpu_learn_what_the_one_on_a_cpu_does():
+    accuracy = load_result("imdb").test["accuracy"]
+    for name, precision in GPU.items():
+        record = load_result(name)
+        assert record.hardware["device"] == "NVIDIA H100 80GB HBM3"
+        assert record.config["training"]["mixed_precision"] == precision
+        assert record.dev in [entry["dev"] for entry in record.history]
+        assert record.test["accuracy"] == pytest.approx(accuracy, abs=0.01)
+    found, expected = load_result("h100-imdb").config, load_result("imdb").config
+    assert found["model"] == expected["model"]
+    assert found["data"] == expected["data"]
+    assert found["training"] == {**expected["training"], "optimizer": "adamw"}  # recorded since
 
 
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
