@@ -38,7 +38,7 @@ def test_every_public_name_has_an_example_that_runs_as_printed(name):
     assert any(test.name == name for test in tests), f"{name} has no example"
     for test in tests:
         report = []
-        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
+        doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(test, out=report.append)
         assert not report, "".join(report)
 
 
@@ -53,5 +53,5 @@ def test_an_example_that_prints_something_else_is_seen():
 
     (test,) = examples("wrong", wrong)
     report = []
-    doctest.DocTestRunner().run(test, out=report.append)
+    doctest.DocTestRunner(verbose=False).run(test, out=report.append)
     assert "Expected:\n    3\nGot:\n    2" in "".join(report)
