@@ -62,7 +62,7 @@ def failures(test: doctest.DocTest, names: dict[str, object]) -> str:
     """Run the examples of a docstring, which may use some names, and return what doctest says against them."""
     report = []
     test.globs = dict(names)
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
+    doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(test, out=report.append)
     return "".join(report)
 
 
