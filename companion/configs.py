@@ -155,7 +155,7 @@ class NGramConfig(ClassifierConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "max_n", "num_ngrams")
-        if self.max_n > 63 or self.vocab_size**self.max_n >= 2**63:
+        if self.vocab_size**self.max_n >= 2**63:
             raise ValueError(f"vocab_size={self.vocab_size} to the power of max_n={self.max_n} is past 64 bits")
         if self.pad_id != 0:
             raise ValueError(f"pad_id={self.pad_id}; choose 0, which keeps n-grams of different n apart")

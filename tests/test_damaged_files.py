@@ -466,11 +466,6 @@ def test_no_memory_is_taken_for_sizes_that_the_weights_do_not_have(runs, tmp_pat
     assert str(folder) in str(refused.value)
 
 
-def test_the_power_of_a_damaged_config_is_not_computed():
-    with pytest.raises(ValueError, match="is past 64 bits"):
-        NGramConfig(max_n=2**20)
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -445,6 +445,20 @@ def test_hostile_tokens_are_shown_and_not_run(visit):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
+def test_hostile_names_of_tables_are_shown_and_not_run(tmp_path, visit):
+    names = [*HOSTILE[:-1], "$\\nothing$", "\ud800", "a|b`c"]
+    tables = {name: PositionTable(torch.ones(2, 2), row=name, column=name) for name in names}
+    explorer = explore_positions(tables)
+    explorer.save(tmp_path / "hostile.html")
+    page = visit(explorer)
+    assert page.evaluate("window.fired") is None
+    assert page.locator("img").count() == 1
+    for shown in (explorer.title, explorer.description):
+        assert shown.isprintable()
+        assert r"$\nothing$" in shown
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
 @given(tokens=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=6))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tokens_are_shown_as_they_are(visit, tokens):

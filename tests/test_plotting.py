@@ -67,6 +67,7 @@ def test_the_columns_are_named_as_the_rows_where_no_key_tokens_are_given():
 
 
 def test_a_token_with_dollars_is_no_formula():
+    assert labels(maps(plot_attention(torch.eye(2)[None], ["\ud800", "a\nb"]))[0].xaxis) == [r"\ud800", r"a\nb"]
     figure = plot_attention(torch.eye(2)[None], ["$", r"$\nothing$"])
     figure.draw_without_rendering()
     assert labels(maps(figure)[0].xaxis) == ["$", r"$\nothing$"]
