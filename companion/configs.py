@@ -154,7 +154,8 @@ class NGramConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "max_n", "num_ngrams")
+        check_positive(self, "max_n")
+        check_positive(self, "num_ngrams", largest=2**31)
         if self.vocab_size**self.max_n >= 2**63:
             raise ValueError(f"vocab_size={self.vocab_size} to the power of max_n={self.max_n} is past 64 bits")
         if self.pad_id != 0:
@@ -296,8 +297,8 @@ class Seq2SeqConfig:
             )
 
 
-def check_positive(config: object, *fields: str) -> None:
-    """Ask for a whole number from 1 to `LARGEST_SIZE` in each field.
+def check_positive(config: object, *fields: str, largest: int = LARGEST_SIZE) -> None:
+    """Ask for a whole number from 1 to ``largest`` in each field.
 
     Raises:
         ValueError: If one holds another.
@@ -306,8 +307,8 @@ def check_positive(config: object, *fields: str) -> None:
         value = _whole_number(config, field)
         if value < 1:
             raise ValueError(f"{field}={value}; choose 1 or more")
-        if value > LARGEST_SIZE:
-            raise ValueError(f"{field}={value}; choose at most {LARGEST_SIZE:,}")
+        if value > largest:
+            raise ValueError(f"{field}={value}; choose at most {largest:,}")
 
 
 def check_layers(config: object, *fields: str) -> None:

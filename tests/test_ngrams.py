@@ -189,6 +189,12 @@ def test_bad_configs(settings, message):
         NGramConfig(**settings)
 
 
+def test_a_table_may_be_larger_than_any_other_size():
+    assert NGramConfig(num_ngrams=2**30).num_ngrams == 2**30
+    with pytest.raises(ValueError, match="max_length=1073741824; choose at most 1,048,576"):
+        NGramConfig(max_length=2**30)
+
+
 def test_without_layers_it_is_a_bag_of_ngrams():
     model, sequences = make_model(num_layers=0, positions="none")
     model = model.eval().double()
