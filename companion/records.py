@@ -1,6 +1,7 @@
 """Records: what a run did, with what, on what, and how it ended."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -158,7 +159,7 @@ def read_dataclass(path: str | os.PathLike[str], cls: type[_AnyDataclass], kind:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Tell whether a JSON value is of a type; a whole number is a float too, but true and false are no numbers."""
+    """Tell whether a JSON value is of a type; a whole number is a float too, but true and NaN are no numbers."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -173,7 +174,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(
             _fits(value[name], hints[name]) if name in value else name in hint.__optional_keys__ for name in hints
         )
-    return type(value) in ((int, float) if hint is float else (hint,))
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is hint
 
 
 def git_commit() -> str | None:

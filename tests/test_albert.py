@@ -510,9 +510,9 @@ ACTIVATIONS = ("relu", "gelu", "gelu_new", "swiglu")
             for p in (-0.1, 1.0, math.nan)
         ),
         *(
-            ({field: x}, f"{field}={x}; choose more than 0")
+            ({field: x}, f"{field}={x}; choose more than 0, at most 1")
             for field in ("initializer_range", "layer_norm_eps")
-            for x in (0.0, -0.1, math.nan)
+            for x in (0.0, -0.1, 1e308, math.nan)
         ),
         *(
             ({field: n}, f"{field}={n}; choose 0 <= {field} < vocab_size=23")

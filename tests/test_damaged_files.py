@@ -6,6 +6,7 @@ DAMAGED_FILES and DAMAGED_FIRST, in the environment, choose how many and the fir
 import gzip
 import io
 import lzma
+import math
 import os
 import re
 import resource
@@ -519,7 +520,15 @@ def test_a_checkpoint_of_another_shape_is_named(trainings, tmp_path, capsys, nam
 
 @pytest.mark.parametrize(
     "change",
-    [{"history": [{}]}, {"updates": "9"}, {"updates": -1}, {"sums": {"loss": 1}}, {"batch": 3}, {"history": []}],
+    [
+        {"history": [{}]},
+        {"updates": "9"},
+        {"updates": -1},
+        {"sums": {"loss": 1}},
+        {"batch": 3},
+        {"history": []},
+        {"wall_seconds": math.nan},
+    ],
     ids=str,
 )
 def test_a_state_whose_figures_do_not_go_together_is_named(trainings, tmp_path, capsys, change):

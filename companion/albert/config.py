@@ -94,8 +94,8 @@ class AlbertConfig:
             raise ValueError(f"{heads} does not divide hidden_size={self.hidden_size}")
         check_probabilities(self, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob")
         for field in ("initializer_range", "layer_norm_eps"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field}={getattr(self, field)}; choose more than 0")
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field}={getattr(self, field)}; choose more than 0, at most 1")
         check_ids(self, "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
         check_choices(self, hidden_act=Activation, sharing=Sharing)
         if self.hidden_act == "swiglu":
