@@ -9,7 +9,6 @@ import lzma
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -346,6 +345,9 @@ def watch():
 @pytest.fixture
 def bounded():
     """Let the process have little more memory, and each file little time."""
+    if sys.platform != "linux":
+        pytest.skip("the bound on memory and /proc are Linux's")
+    import resource
 
     def give_up(*_):
         pytest.fail(f"it took more than {SECONDS} s")
@@ -389,7 +391,6 @@ KINDS = {
 """The damage done to each kind, and the least part of the files that must get past all checks to tell them."""
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the bound on memory and /proc are Linux's")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_refused_in_a_line_or_does_no_harm(kind, request, home, watch, bounded, capsys):
     damage, least = KINDS[kind]
