@@ -440,7 +440,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, pack):
     monkeypatch.setattr(companion.imdb, "_LARGEST_CONTENT", 2**22)
     path = tmp_path / "aclImdb.tar.gz"
     path.write_bytes(pack(bytes(2**22 + 1)))
-    with pytest.raises(ValueError, match=f"^{path} holds more than 4,194,304 bytes"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} holds more than 4,194,304 bytes"):
         load_imdb("train", path)
     path.write_bytes(pack(bytes(2**22)))
     with pytest.raises(ValueError, match="holds no train reviews"):
@@ -479,7 +479,7 @@ def test_weights_of_another_dtype_or_not_finite_are_named(runs, tmp_path, change
     path = shutil.copytree(runs["text"], tmp_path / "run") / "model.safetensors"
     weights = load_weights(path)
     save_weights(weights | {"output.bias": change(weights["output.bias"])}, path)
-    with pytest.raises(ValueError, match=f"^{path} .*{reason}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} .*{reason}"):
         load_run(path.parent)
 
 
@@ -550,7 +550,7 @@ def test_json_that_is_nested_too_deep_is_named(tmp_path, content):
 def test_a_config_without_parts_is_named(runs, tmp_path):
     folder = shutil.copytree(runs["text"], tmp_path / "run")
     write_json(folder / "config.json", {"model": 3})
-    with pytest.raises(ValueError, match=f"^{folder / 'config.json'} holds no settings under 'model'$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder / 'config.json'))} holds no settings under 'model'$"):
         load_run(folder)
 
 
