@@ -33,6 +33,9 @@ from companion.records import read_dataclass, read_json, write_json
 
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
+LARGEST_TABLES = 2**26
+"""Numbers in what a model makes besides its weights, such as sinusoids: 65,536 positions of a model 1,024 wide."""
+
 
 class Epoch(TypedDict):
     """What is noted of an epoch."""
@@ -185,6 +188,9 @@ class RunFolder:
             raise ValueError(f"{self.config} does not describe {kind} ({type(error).__name__}: {error})") from error
         weights = load_weights(self.weights)
         self._check_fit(self.weights, weights, outline)
+        made = sum(table.numel() for name, table in outline.named_buffers() if name not in weights)
+        if made > LARGEST_TABLES:
+            raise ValueError(f"{self.config} asks for tables of {made:,} numbers; choose at most {LARGEST_TABLES:,}")
         model = make()
         model.load_state_dict(weights)
         return model

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -481,6 +481,18 @@ def test_weights_of_another_dtype_or_not_finite_are_named(runs, tmp_path, change
     save_weights(weights | {"output.bias": change(weights["output.bias"])}, path)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} .*{reason}"):
         load_run(path.parent)
+
+
+def test_no_table_is_made_that_is_larger_than_any_in_use(runs, tmp_path, bounded):
+    folder = tmp_path / "run"
+    shape = {"vocab_size": 9, "d_model": 128, "num_heads": 1, "num_layers": 0, "max_length": 16}
+    config = ClassifierConfig(**shape, positions="sinusoidal")
+    folder.mkdir()
+    save_weights(TextClassifier(config).state_dict(), folder / "model.safetensors")
+    shutil.copy(runs["text"] / "vocabulary.txt", folder)
+    write_json(folder / "config.json", {"model": {**asdict(config), "max_length": 2**20}})
+    with pytest.raises(ValueError, match=r"config.json asks for tables of 134,217,728 numbers; choose at most "):
+        load_run(folder)
 
 
 def test_weights_that_overflow_predict_nothing(runs, tmp_path):
