@@ -5,6 +5,7 @@ and combined with ``&``. A query that may attend nowhere gets zeros, never NaN.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -236,6 +237,7 @@ class MultiHeadAttention(nn.Module):
         *,
         bias: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        lengths: Sequence[int] | None = None,
         need_weights: bool = False,
     ) -> AttentionOutput:
         """Attend from ``query`` to ``key`` and ``value``.
@@ -248,6 +250,8 @@ class MultiHeadAttention(nn.Module):
             bias: Added to the scaled scores, broadcastable to ``(batch, heads, query, key)``.
             cache: Keys and values of earlier calls. Self-attention attends to them and to those of this call, which
                 it adds; ``key`` in the shapes above then counts both. Cross-attention projects its memory once.
+            lengths: Those of the sequences that ``query`` holds, packed one after the other into a batch of 1. Each
+                attends within itself; ``mask`` and ``bias`` are then the longest one's, and others take their corner.
             need_weights: Take the explicit path, which returns the weights.
 
         Returns:
@@ -256,20 +260,44 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             TypeError: If ``mask`` is not bool, ``bias`` not floating, or an input of another dtype than the module.
-            ValueError: If a shape or a device does not fit, ``value`` is given without ``key``, or ``key`` to a module
-                with rotary positions, which two sequences do not share.
+            ValueError: If a shape or a device does not fit, ``value`` is given without ``key``, ``key`` to a module
+                with rotary positions, which two sequences do not share, or ``lengths`` beside ``key``, ``cache`` or
+                ``need_weights``.
         """
-        q, k, v = self._project(query, key, value, cache)
-        dropout_p = self.dropout if self.training else 0.0
+        if lengths is not None:
+            _check_lengths(lengths, query, alone=key is None and cache is None and not need_weights)
+        q, k, v = self._project(query, key, value, cache, lengths)
+        weights = None
         if need_weights:
             k, v = (x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for x in (k, v))
+            dropout_p = self.dropout if self.training else 0.0
             heads, weights = scaled_dot_product_attention(q, k, v, mask, bias=bias, dropout_p=dropout_p)
+        elif lengths is None:
+            heads = self._attend(q, k, v, mask, bias)
         else:
-            heads, weights = _fused_attention(q, k, v, mask, bias, dropout_p), None
+            heads = self._attend_one_by_one(q, k, v, mask, bias, list(lengths))
         return AttentionOutput(self.out_proj(heads.transpose(1, 2).flatten(2)), weights)
 
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        return _fast_attention(q, k, v, mask, bias, self.dropout if self.training else 0.0)
+
+    def _attend_one_by_one(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, lengths: list[int]
+    ) -> Tensor:
+        """Let each sequence attend within itself, so that no score is computed that a mask would hide."""
+        sequences = zip(lengths, q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2), strict=True)
+        return torch.cat(
+            [self._attend(q, k, v, _corner(mask, length), _corner(bias, length)) for length, q, k, v in sequences],
+            dim=2,
+        )
+
     def _project(
-        self, query: Tensor, key: Tensor | None, value: Tensor | None, cache: KeyValueCache | None
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        cache: KeyValueCache | None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         if key is None and value is not None:
             raise ValueError("value is given without key; give both, or neither for self-attention")
@@ -277,7 +305,7 @@ class MultiHeadAttention(nn.Module):
         value = key if value is None else value
         self._check("query", query)
         if key is query and value is query:
-            return self._project_self(query, cache)
+            return self._project_self(query, cache, lengths)
         for name, x in (("key", key), ("value", value)):
             self._check(name, x)
             if x.size(0) != query.size(0):
@@ -295,9 +323,13 @@ class MultiHeadAttention(nn.Module):
         check_sequence(name, x, self.d_model)
         check_like(name, x, next(self.parameters()), "module")
 
-    def _project_self(self, x: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, ...]:
+    def _project_self(
+        self, x: Tensor, cache: KeyValueCache | None, lengths: Sequence[int] | None
+    ) -> tuple[Tensor, ...]:
         q, k, v = map(self._split_heads, self.in_proj(x).split(self._widths, dim=-1))
-        if self.rotary is not None:
+        if self.rotary is not None and lengths is not None:
+            q, k = (torch.cat([self.rotary(part, 0) for part in x.split(list(lengths), dim=2)], dim=2) for x in (q, k))
+        elif self.rotary is not None:
             offset = 0 if cache is None else cache.length_in(self)
             q, k = self.rotary(q, offset), self.rotary(k, offset)
         return (q, k, v) if cache is None else (q, *cache.extend(self, k, v))
@@ -349,16 +381,19 @@ class MultiHeadAttention(nn.Module):
         return attention
 
 
-def _fused_attention(
+def _fast_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
 ) -> Tensor:
     _check_mask_and_bias(query, key, mask, bias)
+    grouped = key.size(1) != query.size(1)
+    if mask is None and bias is None and not grouped and _is_faster_unfused(query, key):
+        weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
+        return F.dropout(weights, dropout_p) @ value
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
     if mask is not None:
         mask = torch.atleast_2d(mask)  # the kernel takes no fewer dimensions
-    grouped = key.size(1) != query.size(1)
     if _is_faster_in_float32(query, key):
         with torch.autocast("cpu", enabled=False):
             q, k, v = query.float(), key.float(), value.float()
@@ -368,10 +403,33 @@ def _fused_attention(
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, enable_gqa=grouped)
 
 
+def _corner(x: Tensor | None, length: int) -> Tensor | None:
+    """Cut a mask or a bias of the longest sequence to what concerns one of this length."""
+    return None if x is None else torch.atleast_2d(x)[..., :length, :length]
+
+
+def _is_faster_unfused(query: Tensor, key: Tensor) -> bool:
+    """Tell whether a CPU is to train in bf16 on sequences so short that two products beat the fused kernel."""
+    return _trains_in_bfloat16(query) and key.size(-2) <= 512
+
+
 def _is_faster_in_float32(query: Tensor, key: Tensor) -> bool:
-    """Tell whether a CPU is to train on short sequences in bf16, where the kernel's backward pass is slow."""
-    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return on_cpu and torch.is_grad_enabled() and key.size(-2) <= 256
+    """Tell whether a CPU is to train in bf16 on short sequences, where the fused kernel's backward pass is slow."""
+    return _trains_in_bfloat16(query) and key.size(-2) <= 256
+
+
+def _trains_in_bfloat16(query: Tensor) -> bool:
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+
+
+def _check_lengths(lengths: Sequence[int], query: Tensor, *, alone: bool) -> None:
+    if not alone:
+        raise ValueError("lengths are given beside key, cache or need_weights; packed sequences allow none of these")
+    if query.size(0) != 1 or sum(lengths) != query.size(1) or min(lengths, default=0) < 1:
+        raise ValueError(
+            f"query has shape {tuple(query.shape)}; expected (1, {sum(lengths)}, d_model), packed sequences of the "
+            f"lengths {list(lengths)}, each 1 or more"
+        )
 
 
 def _check_queries_keys_values(query: Tensor, key: Tensor, value: Tensor) -> None:

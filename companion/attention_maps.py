@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.attention import MultiHeadAttention
+from companion.packing import keep_padding
 
 
 @torch.no_grad()
@@ -41,7 +42,8 @@ def attention_weights(model: nn.Module, *inputs: Any) -> dict[str, list[Tensor]]
     hooks = [module.register_forward_pre_hook(take_explicit_path, with_kwargs=True) for module in names]
     hooks += [module.register_forward_hook(keep) for module in names]
     try:
-        model(*inputs)
+        with keep_padding():
+            model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()

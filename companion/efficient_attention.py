@@ -5,6 +5,8 @@ in all but how a head attends: their weights have the same names and shapes, so 
 another, and either may take the place of an encoder layer's ``attention``.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -129,6 +131,7 @@ class _EfficientAttention(MultiHeadAttention):
         *,
         bias: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        lengths: Sequence[int] | None = None,
         need_weights: bool = False,
     ) -> AttentionOutput:
         """Attend from each position of ``query`` to the others.
@@ -140,6 +143,7 @@ class _EfficientAttention(MultiHeadAttention):
             mask: Bool, the same for every query: broadcastable to ``(batch, 1, 1, length)``; ``True`` = may attend.
             bias: Left out: there is no matrix of scores to add it to.
             cache: Left out.
+            lengths: Those of packed sequences, as in `MultiHeadAttention`; ``mask`` is then the longest one's.
             need_weights: Left ``False``: there is no matrix of weights to return.
 
         Returns:
@@ -155,11 +159,7 @@ class _EfficientAttention(MultiHeadAttention):
         for name, given in (("bias", bias is not None), ("cache", cache is not None), ("need_weights", need_weights)):
             if given:
                 raise ValueError(f"{name} is given to {type(self).__name__}, which has no use for it; leave it out")
-        q, k, v = self._project(query, None, None, None)
-        return AttentionOutput(self.out_proj(self._attend(q, k, v, mask).transpose(1, 2).flatten(2)), None)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        return super().forward(query, mask=mask, lengths=lengths)
 
 
 class LinearAttention(_EfficientAttention):
@@ -187,8 +187,8 @@ class LinearAttention(_EfficientAttention):
     def __init__(self, d_model: int, num_heads: int, *, head_dim: int | None = None, bias: bool = True) -> None:
         super().__init__(d_model, num_heads, head_dim=head_dim, bias=bias)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return linear_attention(query, key, value, mask)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        return linear_attention(q, k, v, mask)
 
 
 class SlidingWindowAttention(_EfficientAttention):
@@ -233,9 +233,9 @@ class SlidingWindowAttention(_EfficientAttention):
         super().__init__(d_model, num_heads, head_dim=head_dim, dropout=dropout, bias=bias, rotary=rotary)
         self.window = window
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         dropout_p = self.dropout if self.training else 0.0
-        return sliding_window_attention(query, key, value, self.window, mask, dropout_p=dropout_p)
+        return sliding_window_attention(q, k, v, self.window, mask, dropout_p=dropout_p)
 
 
 def _features(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Layers: those of encoder and decoder, the stacks of them, and both stacks together."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 import torch.nn.functional as F
@@ -143,6 +144,7 @@ class EncoderLayer(_Layer):
         mask: Tensor | None = None,
         *,
         bias: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Apply the layer.
 
@@ -150,6 +152,7 @@ class EncoderLayer(_Layer):
             x: ``(batch, length, d_model)``.
             mask: Bool, broadcastable to ``(batch, heads, length, length)``; ``True`` = may attend.
             bias: Added to the scaled scores, broadcastable to the same shape.
+            lengths: Those of packed sequences, as in `MultiHeadAttention`.
 
         Returns:
             A tensor of the shape of ``x``.
@@ -159,7 +162,8 @@ class EncoderLayer(_Layer):
             ValueError: If a shape or a device does not fit.
         """
         self._check("x", x)
-        x = self._add_and_norm(x, self.attention_norm, lambda y: self.attention(y, mask=mask, bias=bias).output)
+        attend = partial(self.attention, mask=mask, bias=bias, lengths=lengths)
+        x = self._add_and_norm(x, self.attention_norm, lambda y: attend(y).output)
         return self._add_and_norm(x, self.feed_forward_norm, self.feed_forward)
 
     @classmethod
@@ -335,6 +339,7 @@ class Encoder(_Stack):
         mask: Tensor | None = None,
         *,
         bias: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Apply layer after layer.
 
@@ -342,12 +347,13 @@ class Encoder(_Stack):
             x: ``(batch, length, d_model)``.
             mask: Bool, broadcastable to ``(batch, heads, length, length)``; ``True`` = may attend.
             bias: Added to the scaled scores of every layer, broadcastable to the same shape.
+            lengths: Those of packed sequences, as in `MultiHeadAttention`.
 
         Returns:
             A tensor of the shape of ``x``.
         """
         for layer in self.layers:
-            x = layer(x, mask, bias=bias)
+            x = layer(x, mask, bias=bias, lengths=lengths)
         return self.norm(x)
 
     @classmethod

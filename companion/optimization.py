@@ -93,7 +93,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     """Make the optimizer that a config asks for."""
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     from pytorch_optimizer import Lamb
 
     # Its defaults take the decay out of the trust ratio, and make the first update ten times as large.

@@ -19,6 +19,7 @@ import companion.models.seq2seq
 from companion.configs import ClassifierConfig, Seq2SeqConfig, SpanConfig, TokenClassifierConfig
 from companion.decoding import beam_search
 from companion.models import Seq2SeqTransformer, SpanExtractor, TextClassifier, TokenClassifier
+from companion.packing import keep_padding
 from companion.positions import sinusoidal_encoding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -687,7 +688,8 @@ def entering(model, *arguments):
 @pytest.mark.parametrize("positions", ["learned", "none"])
 def test_positions_are_added_to_embeddings_times_the_root_of_the_width(positions):
     model = make_seq2seq(positions=positions)
-    entered = entering(model, SOURCE, TARGET)
+    with keep_padding():
+        entered = entering(model, SOURCE, TARGET)
     for x, ids, side in zip(entered, (SOURCE, TARGET), ("source", "target"), strict=True):
         expected = model.get_parameter(f"{side}_embedding.weight")[ids] * 8**0.5
         if positions == "learned":

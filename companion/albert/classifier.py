@@ -97,7 +97,7 @@ class AlbertTextClassifier(nn.Module):
             input_ids = drop_words(input_ids, self.config.word_dropout, self.config.mask_id, self.config.pad_id)
         windows, text = self._windows(input_ids)
         mask = windows != self.config.pad_token_id
-        hidden, _ = self.albert(windows, mask)
+        hidden, _ = self.albert(windows, mask, skip_padding=True)
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         sums = hidden.new_zeros(len(input_ids), hidden.size(-1)).index_add(0, text, (hidden * weights).sum(dim=1))
         counts = hidden.new_zeros(len(input_ids), 1).index_add(0, text, weights.sum(dim=1))

@@ -163,7 +163,8 @@ class AlbertForPreTraining(nn.Module):
             TypeError: As `AlbertModel`.
             ValueError: As `AlbertModel`.
         """
-        hidden, pooled = self.albert(input_ids, attention_mask, token_type_ids)
+        visible = masked is not None and attention_mask is not None and bool(attention_mask[masked].all())
+        hidden, pooled = self.albert(input_ids, attention_mask, token_type_ids, skip_padding=visible)
         words = self.predictions(hidden if masked is None else hidden[masked], self.albert.embeddings.word.weight)
         return AlbertPreTrainingOutput(words, self.sop_classifier(pooled))
 
@@ -210,7 +211,7 @@ class AlbertForSequenceClassification(nn.Module):
             TypeError: As `AlbertModel`.
             ValueError: As `AlbertModel`.
         """
-        _, pooled = self.albert(input_ids, attention_mask, token_type_ids)
+        _, pooled = self.albert(input_ids, attention_mask, token_type_ids, skip_padding=True)
         return self.classifier(self.dropout(pooled))
 
 

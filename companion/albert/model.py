@@ -1,6 +1,6 @@
 """ALBERT's encoder: factorised embeddings, and layers that share their parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -11,6 +11,7 @@ from companion.albert.config import AlbertConfig
 from companion.attention import MultiHeadAttention
 from companion.checks import check_device, check_ids
 from companion.feed_forward import FeedForward
+from companion.packing import encode_tokens
 
 
 class AlbertOutput(NamedTuple):
@@ -71,10 +72,10 @@ class AttentionSublayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, x: Float[Tensor, "batch length hidden"], mask: Tensor | None
+        self, x: Float[Tensor, "batch length hidden"], mask: Tensor | None, lengths: Sequence[int] | None = None
     ) -> Float[Tensor, "batch length hidden"]:
-        """Apply it; ``mask`` is `MultiHeadAttention`'s."""
-        return self.norm(x + self.dropout(self.attention(x, mask=mask).output))
+        """Apply it; ``mask`` and ``lengths`` are `MultiHeadAttention`'s."""
+        return self.norm(x + self.dropout(self.attention(x, mask=mask, lengths=lengths).output))
 
 
 class FeedForwardSublayer(nn.Module):
@@ -134,6 +135,8 @@ class AlbertModel(nn.Module):
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Tensor | None = None,
         token_type_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        skip_padding: bool = False,
     ) -> AlbertOutput:
         """Encode token ids, ``[CLS] A [SEP]`` or ``[CLS] A [SEP] B [SEP]``.
 
@@ -143,6 +146,8 @@ class AlbertModel(nn.Module):
                 everywhere, padding too.
             token_type_ids: Below ``config.type_vocab_size``, ``(batch, length)``: 0 in segment A, 1 in segment B;
                 ``None`` = 0 everywhere.
+            skip_padding: Compute nothing for what ``attention_mask`` hides, for a caller that looks at nothing there:
+                on a CPU it comes out as zeros.
 
         Returns:
             The last layer's output, and the pooler's.
@@ -152,7 +157,14 @@ class AlbertModel(nn.Module):
             ValueError: If a shape or a device does not fit, or the input is longer than
                 ``config.max_position_embeddings``.
         """
-        *_, last = self._layers(input_ids, attention_mask, token_type_ids)
+        self._check(input_ids, attention_mask, token_type_ids)
+        x = self.embedding_map(self.embeddings(input_ids, token_type_ids))
+        if attention_mask is None:
+            last = self._encode(x)
+        elif skip_padding:
+            last = encode_tokens(self._encode, x, attention_mask.bool())
+        else:
+            last = self._encode(x, attention_mask.bool()[:, None, None, :])
         return AlbertOutput(last, None if self.pooler is None else self.pooler(last[:, 0]).tanh())
 
     def hidden_states(
@@ -175,18 +187,20 @@ class AlbertModel(nn.Module):
             TypeError: As `forward`.
             ValueError: As `forward`.
         """
-        return list(self._layers(input_ids, attention_mask, token_type_ids))
-
-    def _layers(
-        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
-    ) -> Iterator[Tensor]:
         self._check(input_ids, attention_mask, token_type_ids)
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        x = self.embedding_map(self.embeddings(input_ids, token_type_ids))
-        yield x
+        states = [self.embedding_map(self.embeddings(input_ids, token_type_ids))]
+        states.extend(self._layers(states[0], mask))
+        return states
+
+    def _encode(self, x: Tensor, mask: Tensor | None = None, *, lengths: Sequence[int] | None = None) -> Tensor:
+        *_, last = self._layers(x, mask, lengths)
+        return last
+
+    def _layers(self, x: Tensor, mask: Tensor | None, lengths: Sequence[int] | None = None) -> Iterator[Tensor]:
         for layer in range(self.config.num_hidden_layers):
             for attention, feed_forward in self.sublayers(layer):
-                x = feed_forward(attention(x, mask))
+                x = feed_forward(attention(x, mask, lengths))
             yield x
 
     def sublayers(self, layer: int) -> list[tuple[AttentionSublayer, FeedForwardSublayer]]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from companion.attention import causal_mask, padding_mask
+from companion.attention import causal_mask
 from companion.checks import check_ids
 from companion.configs import ClassifierConfig, SpanConfig, TokenClassifierConfig
 from companion.decoding import best_spans
@@ -20,6 +20,7 @@ from companion.models.inputs import (
     make_rotary,
     masked_mean,
 )
+from companion.packing import encode_tokens
 
 
 class _Classifier(nn.Module):
@@ -49,9 +50,10 @@ class _Classifier(nn.Module):
     def _check(self, input_ids: Tensor) -> None:
         check_ids("input_ids", input_ids, self.embedding.weight, self.config.max_length)
 
-    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        x = add_positions(self._embed(input_ids), self.positions)
-        return self.encoder(self.dropout(x), mask, bias=make_bias(self.config, x.size(1), x.size(1), x.device))
+    def _encode(self, input_ids: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.dropout(add_positions(self._embed(input_ids), self.positions))
+        bias = make_bias(self.config, x.size(1), x.size(1), x.device)
+        return encode_tokens(self.encoder, x, tokens, mask, bias=bias)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         if self.training and self.config.word_dropout > 0:
@@ -88,8 +90,8 @@ class TextClassifier(_Classifier):
             ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
         """
         self._check(input_ids)
-        mask = padding_mask(input_ids, self.config.pad_id)
-        return self.output(masked_mean(self._encode(input_ids, mask), mask[:, 0, 0])).squeeze(-1)
+        tokens = input_ids != self.config.pad_id
+        return self.output(masked_mean(self._encode(input_ids, tokens), tokens)).squeeze(-1)
 
 
 class TokenClassifier(_Classifier):
@@ -123,10 +125,8 @@ class TokenClassifier(_Classifier):
             ValueError: If it is not two-dimensional, longer than ``config.max_length``, or on another device.
         """
         self._check(input_ids)
-        mask = padding_mask(input_ids, self.config.pad_id)
-        if self.causal:
-            mask = mask & causal_mask(input_ids.size(1), device=input_ids.device)
-        return self.output(self._encode(input_ids, mask))
+        mask = causal_mask(input_ids.size(1), device=input_ids.device) if self.causal else None
+        return self.output(self._encode(input_ids, input_ids != self.config.pad_id, mask))
 
 
 class SpanOutput(NamedTuple):
@@ -188,10 +188,10 @@ class SpanExtractor(_Classifier):
         if not (separated[:, -1] > 0).all():
             row = int((separated[:, -1] == 0).nonzero()[0])
             raise ValueError(f"row {row} of input_ids has no separator, id {self.separator_id}")
-        mask = padding_mask(input_ids, self.config.pad_id)
-        may_answer = (separated > 0) & (input_ids != self.separator_id) & mask[:, 0, 0]
+        tokens = input_ids != self.config.pad_id
+        may_answer = (separated > 0) & (input_ids != self.separator_id) & tokens
         may_answer[:, 0] = True
-        logits = self.output(self._encode(input_ids, mask)).masked_fill(~may_answer.unsqueeze(-1), -torch.inf)
+        logits = self.output(self._encode(input_ids, tokens)).masked_fill(~may_answer.unsqueeze(-1), -torch.inf)
         return SpanOutput(*logits.unbind(dim=-1))
 
     @torch.no_grad()

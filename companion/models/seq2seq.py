@@ -15,6 +15,7 @@ from companion.configs import Seq2SeqConfig
 from companion.decoding import beam_search, greedy_search
 from companion.layers import EncoderDecoder
 from companion.models.inputs import add_positions, make_bias, make_embedding, make_positions, make_rotary
+from companion.packing import encode_tokens
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -168,9 +169,9 @@ class Seq2SeqTransformer(nn.Module):
         embedding = self.target_embedding if self.source_embedding is None else self.source_embedding
         check_ids("source_ids", source_ids, embedding.weight, self.config.max_length)
         x = self._embed(source_ids, embedding, self.source_positions, 0)
-        mask = padding_mask(source_ids, self.config.pad_id)
         bias = make_bias(self.config, x.size(1), x.size(1), x.device)
-        return self.transformer.encoder(x, mask, bias=bias), mask
+        memory = encode_tokens(self.transformer.encoder, x, source_ids != self.config.pad_id, bias=bias)
+        return memory, padding_mask(source_ids, self.config.pad_id)
 
     def _decode(self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: KeyValueCache | None) -> Tensor:
         """Return what the decoder makes of the target ids that follow those in the cache."""

@@ -1,0 +1,102 @@
+"""Packing: the tokens of a padded batch one after the other, so that nothing is computed for padding."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+_padding_is_kept = ContextVar("padding_is_kept", default=False)
+
+
+@contextmanager
+def keep_padding() -> Iterator[None]:
+    """Let models compute on padded batches as they are, for whoever looks into their layers.
+
+    Example:
+        >>> model = TextClassifier(ClassifierConfig(vocab_size=9)).eval()
+        >>> ids, seen = torch.tensor([[5, 6, 7], [8, 0, 0]]), []
+        >>> _ = model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2]))
+        >>> packed = model(ids)
+        >>> with keep_padding():
+        ...     padded = model(ids)
+        >>> [tuple(shape) for shape in seen], torch.allclose(packed, padded, atol=1e-6)
+        ([(1, 4), (2, 3)], True)
+    """
+    token = _padding_is_kept.set(True)
+    try:
+        yield
+    finally:
+        _padding_is_kept.reset(token)
+
+
+class Packing:
+    """Where the tokens of a padded batch stand, to pack them one after the other and to put them back.
+
+    A packed batch is a batch of 1: ``(1, tokens, width)``. What treats each position alone, such as a feed-forward
+    network, takes it as it is; a `MultiHeadAttention` is told the ``lengths`` of the sequences in it.
+
+    Args:
+        mask: ``(batch, length)``, ``True`` where a token stands.
+
+    Example:
+        >>> packing = Packing(torch.tensor([[True, True, False], [True, False, False]]))
+        >>> x = torch.tensor([[[1.0], [2.0], [9.0]], [[3.0], [9.0], [9.0]]])
+        >>> packing.lengths, packing.pack(x).tolist()
+        ([2, 1], [[[1.0], [2.0], [3.0]]])
+        >>> packing.unpack(packing.pack(x)).squeeze(-1).tolist()
+        [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
+    """
+
+    lengths: list[int]
+    """The number of tokens of each sequence that has any."""
+
+    def __init__(self, mask: Bool[Tensor, "batch length"]) -> None:
+        self.lengths = [length for length in mask.sum(dim=1).tolist() if length]
+        self._shape = mask.shape
+        self._places = mask.flatten().nonzero().squeeze(1)
+
+    def pack(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "1 tokens width"]:
+        """Take the tokens alone, one sequence after the other."""
+        return x.flatten(0, 1).index_select(0, self._places).unsqueeze(0)
+
+    def unpack(self, x: Float[Tensor, "1 tokens width"]) -> Float[Tensor, "batch length width"]:
+        """Put the tokens back where they stood, with zeros for padding."""
+        padded = x.new_zeros(self._shape.numel(), x.size(-1))
+        return padded.index_copy(0, self._places, x.squeeze(0)).unflatten(0, self._shape)
+
+
+def encode_tokens(
+    encoder: Callable[..., Tensor],
+    x: Float[Tensor, "batch length d_model"],
+    tokens: Bool[Tensor, "batch length"],
+    mask: Tensor | None = None,
+    **options: Tensor | None,
+) -> Float[Tensor, "batch length d_model"]:
+    """Run an encoder on the tokens of a padded batch, which attend to each other alone.
+
+    On a CPU nothing is computed for padding, where zeros come out. Elsewhere, while ``torch.compile`` traces, and under
+    `keep_padding`, the batch stays padded: a GPU would have to be waited for to know the lengths, and would idle over
+    sequences one by one.
+
+    Args:
+        encoder: An `Encoder`, or what is called like one.
+        x: ``(batch, length, d_model)``.
+        tokens: ``(batch, length)``, ``True`` where a token stands.
+        mask: What hides tokens from each other besides, the same for each sequence: broadcastable to ``(heads, length,
+            length)``.
+        **options: What the encoder takes besides, the same for each sequence.
+
+    Returns:
+        A tensor of the shape of ``x``.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _padding_is_kept.get():
+        if tokens.all():
+            return encoder(x, mask, **options)
+        if tokens.any():
+            packing = Packing(tokens)
+            return packing.unpack(encoder(packing.pack(x), mask, **options, lengths=packing.lengths))
+    keys = tokens[:, None, None, :]
+    return encoder(x, keys if mask is None else keys & mask, **options)
