@@ -156,8 +156,11 @@ def scaled_dot_product_attention(
         scores = scores + bias.to(scores.dtype)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    nowhere = scores.isneginf().all(dim=-1, keepdim=True)
-    weights = scores.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
+    if mask is None and bias is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        nowhere = scores.isneginf().all(dim=-1, keepdim=True)
+        weights = scores.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
     weights = F.dropout(weights, dropout_p)
     return AttentionOutput(weights @ value, weights)
 
