@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from benchmarks.encoders import Shape, make_classifiers
 from benchmarks.imdb_batches import MAX_LENGTH, VOCABULARY, Batches, as_they_come, in_buckets
 from benchmarks.turns import Comparison, largest_difference
-from companion.optimization import make_optimizer
 from companion import TrainingConfig
+from companion.optimization import make_optimizer
 
 CASES: list[tuple[int, float, Callable[[int], Batches], str, int, float | None]] = [
     (1, 0.0, as_they_come, "as they come", 4, 1.5),

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import classifier, wide
-from benchmarks.turns import Comparison
 
 GROUPS = {
     "attention": ("scaled_dot_product", "flash_attention", "softmax", "bmm", "baddbmm"),

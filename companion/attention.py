@@ -222,10 +222,11 @@ class MultiHeadAttention(nn.Module):
         self.num_kv_heads = num_kv_heads
         self.dropout = dropout
         self.rotary = rotary
-        self._widths = (num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim)
-        self.in_proj = nn.Linear(d_model, sum(self._widths), bias=bias)
+        self._heads = (num_heads, num_kv_heads, num_kv_heads)
+        widths = [heads * head_dim for heads in self._heads]
+        self.in_proj = nn.Linear(d_model, sum(widths), bias=bias)
         self.out_proj = nn.Linear(num_heads * head_dim, d_model, bias=bias)
-        for weight in (*self.in_proj.weight.split(self._widths), self.out_proj.weight):
+        for weight in (*self.in_proj.weight.split(widths), self.out_proj.weight):
             nn.init.xavier_uniform_(weight)
         if bias:
             nn.init.zeros_(self.in_proj.bias)
@@ -324,12 +325,12 @@ class MultiHeadAttention(nn.Module):
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.d_model)
-        check_like(name, x, next(self.parameters()), "module")
+        check_like(name, x, next(self.in_proj.parameters()), "module")
 
     def _project_self(
         self, x: Tensor, cache: KeyValueCache | None, lengths: Sequence[int] | None
     ) -> tuple[Tensor, ...]:
-        q, k, v = map(self._split_heads, self.in_proj(x).split(self._widths, dim=-1))
+        q, k, v = self._split_heads(self.in_proj(x)).split(self._heads, dim=1)
         if self.rotary is not None and lengths is not None:
             q, k = (torch.cat([self.rotary(part, 0) for part in x.split(list(lengths), dim=2)], dim=2) for x in (q, k))
         elif self.rotary is not None:
@@ -342,8 +343,10 @@ class MultiHeadAttention(nn.Module):
 
     def _project_rows(self, x: Tensor, which: int) -> Tensor:
         """Apply one of the three projections that stand in ``in_proj``."""
-        bias = None if self.in_proj.bias is None else self.in_proj.bias.split(self._widths)[which]
-        return self._split_heads(F.linear(x, self.in_proj.weight.split(self._widths)[which], bias))
+        start = self.head_dim * sum(self._heads[:which])
+        rows = slice(start, start + self.head_dim * self._heads[which])
+        bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+        return self._split_heads(F.linear(x, self.in_proj.weight[rows], bias))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, n, h * d) -> (b, h, n, d)
