@@ -265,6 +265,7 @@ class MultiHeadAttention(nn.Module):
                 ``need_weights``.
         """
         if lengths is not None:
+            self._check("query", query)
             _check_lengths(lengths, query, alone=key is None and cache is None and not need_weights)
         q, k, v = self._project(query, key, value, cache, lengths)
         weights = None
