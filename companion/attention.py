@@ -410,7 +410,10 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
 
 
 def _is_faster_unfused(query: Tensor, key: Tensor) -> bool:
-    """Tell whether a CPU is to train in bf16 on sequences so short that two products beat the fused kernel."""
+    """Tell whether a CPU is to train in bf16 on sequences so short that two products beat the fused kernel.
+
+    They round scores to bf16, as the explicit path does; the kernel keeps float32.
+    """
     return _trains_in_bfloat16(query) and key.size(-2) <= 512
 
 
