@@ -184,12 +184,19 @@ def corner(x, longest, length):
     return None if x is None else x.expand(1, HEADS, longest, longest)[:, :, :length, :length]
 
 
+class Stretch(nn.Module):
+    """Positions of which, unlike those of a rotary embedding, more than the distance counts."""
+
+    def forward(self, x, offset=0):
+        return x * torch.arange(offset + 1, offset + x.size(2) + 1)[:, None]
+
+
 @property_test
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=5),
     shape_kinds,
     shape_kinds,
-    st.sampled_from([{}, {"num_kv_heads": 1}, {"rotary": RotaryEmbedding(4)}, {"head_dim": 6, "bias": False}]),
+    st.sampled_from([{}, {"num_kv_heads": 1}, {"rotary": RotaryEmbedding(4)}, {"rotary": Stretch(), "head_dim": 6}]),
     st.booleans(),
 )
 def test_packed_sequences_attend_as_each_does_alone(lengths, mask_kind, bias_kind, changes, training):
@@ -597,6 +604,15 @@ def test_albert_skips_padding_only_when_it_is_told_to(training):
     with keep_padding():
         close(ours(test_albert.IDS, SEEN, skip_padding=True), (whole, pooled))
     close(ours(test_albert.IDS, skip_padding=True), ours(test_albert.IDS))
+
+
+@pytest.mark.unhooked
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("cls", [AlbertForSequenceClassification, AlbertForPreTraining])
+def test_a_compiled_albert_computes_on_the_padded_batch_what_the_other_does_without(cls):
+    model = scatter(cls(test_albert.make_config()))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    close(compiled(test_albert.IDS, SEEN), model(test_albert.IDS, SEEN))
 
 
 @modes
