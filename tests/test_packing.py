@@ -370,6 +370,12 @@ def test_only_tokens_are_computed_where_padding_stands_behind_them(where):
         assert rows_fed_forward(encoder, encode) == [tokens.numel()] * 2
 
 
+def test_a_batch_without_padding_is_encoded_as_it_is():
+    x, seen = randn(3, LENGTH, D_MODEL), []
+    assert encode_tokens(lambda *given, **options: seen.append((given, options)) or x, x, tokens_of("nowhere")) is x
+    assert seen == [((x, None), {})]
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
 def test_a_batch_without_anything_is_encoded(shape):
     encoder = make_encoder()
