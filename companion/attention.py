@@ -429,7 +429,7 @@ def _trains_in_bfloat16(query: Tensor) -> bool:
 def _check_lengths(lengths: Sequence[int], query: Tensor, *, alone: bool) -> None:
     if not alone:
         raise ValueError("lengths are given beside key, cache or need_weights; packed sequences allow none of these")
-    if query.size(0) != 1 or sum(lengths) != query.size(1) or min(lengths, default=0) < 1:
+    if query.size(0) != 1 or sum(lengths) != query.size(1) or not lengths or min(lengths) < 1:
         raise ValueError(
             f"query has shape {tuple(query.shape)}; expected (1, {sum(lengths)}, d_model), packed sequences of the "
             f"lengths {list(lengths)}, each 1 or more"

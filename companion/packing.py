@@ -17,7 +17,8 @@ _padding_is_kept = ContextVar("padding_is_kept", default=False)
 def keep_padding() -> Iterator[None]:
     """Let models compute on padded batches as they are, for whoever looks into their layers.
 
-    So do ``torch.func.vmap`` and fake tensors, whose lengths no program can ask for.
+    It serves ``torch.func.vmap`` and fake tensors too, which cannot be asked for lengths, and an encoder compiled by
+    itself, which would be compiled anew for each batch's.
 
     Example:
         >>> model = TextClassifier(ClassifierConfig(vocab_size=9)).eval()
