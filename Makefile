@@ -9,7 +9,7 @@ STUDENT := --teacher runs/albert-teacher --max-length 504
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help dev book pdf epub serve links test gpu-check colab-check repo-url notebooks results mutants lint clean
+.PHONY: help dev book pdf epub serve links test bench bench-check gpu-check colab-check repo-url notebooks results mutants lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,14 @@ links: .venv/installed-book  ## Ask every address that the book links to whether
 test: export TQDM_DISABLE := 1
 test: lint  ## Check everything: lint, unit tests, stored outputs of the chapters
 	$(BIN)/python -X warn_default_encoding -m pytest --nbval --nbval-current-env tests book
+
+bench: export TQDM_DISABLE := 1
+bench: .venv/installed-bench,book  ## Time the package beside its peers, and draw the page on it; takes an hour of a quiet machine
+	$(BIN)/python -m benchmarks
+	$(BIN)/python book/_tools/execute.py book/performance.ipynb
+
+bench-check: .venv/installed-bench,book  ## Time a part anew, and compare the ratios with the record
+	$(BIN)/python -m benchmarks check
 
 gpu-check: .venv/installed-book,test  ## Compare an NVIDIA GPU with the CPU, and train on it; skipped where there is none
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py

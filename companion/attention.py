@@ -156,8 +156,11 @@ def scaled_dot_product_attention(
         scores = scores + bias.to(scores.dtype)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    nowhere = scores.isneginf().all(dim=-1, keepdim=True)
-    weights = scores.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
+    if mask is None and bias is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        nowhere = scores.isneginf().all(dim=-1, keepdim=True)
+        weights = scores.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
     weights = F.dropout(weights, dropout_p)
     return AttentionOutput(weights @ value, weights)
 
@@ -219,10 +222,11 @@ class MultiHeadAttention(nn.Module):
         self.num_kv_heads = num_kv_heads
         self.dropout = dropout
         self.rotary = rotary
-        self._widths = (num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim)
-        self.in_proj = nn.Linear(d_model, sum(self._widths), bias=bias)
+        self._heads = (num_heads, num_kv_heads, num_kv_heads)
+        widths = [heads * head_dim for heads in self._heads]
+        self.in_proj = nn.Linear(d_model, sum(widths), bias=bias)
         self.out_proj = nn.Linear(num_heads * head_dim, d_model, bias=bias)
-        for weight in (*self.in_proj.weight.split(self._widths), self.out_proj.weight):
+        for weight in (*self.in_proj.weight.split(widths), self.out_proj.weight):
             nn.init.xavier_uniform_(weight)
         if bias:
             nn.init.zeros_(self.in_proj.bias)
@@ -322,12 +326,12 @@ class MultiHeadAttention(nn.Module):
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.d_model)
-        check_like(name, x, next(self.parameters()), "module")
+        check_like(name, x, next(self.in_proj.parameters()), "module")
 
     def _project_self(
         self, x: Tensor, cache: KeyValueCache | None, lengths: Sequence[int] | None
     ) -> tuple[Tensor, ...]:
-        q, k, v = map(self._split_heads, self.in_proj(x).split(self._widths, dim=-1))
+        q, k, v = self._split_heads(self.in_proj(x)).split(self._heads, dim=1)
         if self.rotary is not None and lengths is not None:
             q, k = (torch.cat([self.rotary(part, 0) for part in x.split(list(lengths), dim=2)], dim=2) for x in (q, k))
         elif self.rotary is not None:
@@ -340,8 +344,10 @@ class MultiHeadAttention(nn.Module):
 
     def _project_rows(self, x: Tensor, which: int) -> Tensor:
         """Apply one of the three projections that stand in ``in_proj``."""
-        bias = None if self.in_proj.bias is None else self.in_proj.bias.split(self._widths)[which]
-        return self._split_heads(F.linear(x, self.in_proj.weight.split(self._widths)[which], bias))
+        start = self.head_dim * sum(self._heads[:which])
+        rows = slice(start, start + self.head_dim * self._heads[which])
+        bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+        return self._split_heads(F.linear(x, self.in_proj.weight[rows], bias))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, n, h * d) -> (b, h, n, d)
@@ -387,9 +393,9 @@ def _fast_attention(
 ) -> Tensor:
     _check_mask_and_bias(query, key, mask, bias)
     grouped = key.size(1) != query.size(1)
-    if mask is None and bias is None and not grouped and _is_faster_unfused(query, key):
+    if mask is None and bias is None and not grouped and _is_faster_unfused(query, key, dropout_p):
         weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
-        return F.dropout(weights, dropout_p) @ value
+        return _drop(weights, dropout_p) @ (value / (1 - dropout_p)) if dropout_p else weights @ value
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
@@ -409,21 +415,31 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
     return None if x is None else torch.atleast_2d(x)[..., :length, :length]
 
 
-def _is_faster_unfused(query: Tensor, key: Tensor) -> bool:
-    """Tell whether a CPU is to train in bf16 on sequences so short that two products beat the fused kernel.
+def _drop(weights: Tensor, p: float) -> Tensor:
+    """Set weights to zero with a probability, to 2^-16 of it: the generator makes four of 16 random bits at once.
 
-    They round scores to bf16, as the explicit path does; the kernel keeps float32.
+    A CPU spends more time on the random numbers of ``F.dropout``, one to a weight, than on the products around it.
     """
-    return _trains_in_bfloat16(query) and key.size(-2) <= 512
+    count = weights.numel()
+    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=weights.device).random_(-(2**63), None)
+    return weights * (bits.view(torch.int16)[:count].view_as(weights) >= round(p * 2**16) - 2**15)
+
+
+def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
+    """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
+
+    In bf16 they round scores, as the explicit path does; the kernel keeps them in float32.
+    """
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    short = query.dtype == torch.bfloat16 and key.size(-2) <= 512
+    return short or (dropout_p > 0 and query.dtype in (torch.bfloat16, torch.float32))
 
 
 def _is_faster_in_float32(query: Tensor, key: Tensor) -> bool:
     """Tell whether a CPU is to train in bf16 on short sequences, where the fused kernel's backward pass is slow."""
-    return _trains_in_bfloat16(query) and key.size(-2) <= 256
-
-
-def _trains_in_bfloat16(query: Tensor) -> bool:
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    return on_cpu and torch.is_grad_enabled() and key.size(-2) <= 256
 
 
 def _check_lengths(lengths: Sequence[int], query: Tensor, *, alone: bool) -> None:

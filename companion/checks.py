@@ -79,11 +79,8 @@ def check_broadcasts(name: str, x: Tensor, shape: tuple[int, ...], remark: str =
     Raises:
         ValueError: If it does not.
     """
-    try:
-        fits = torch.broadcast_shapes(x.shape, shape) == shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    pairs = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or any(size not in (1, expected) for size, expected in pairs):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to {shape}{remark}")
 
 

@@ -72,5 +72,5 @@ class FeedForward(nn.Module):
         """
         if x.dim() == 0 or x.size(-1) != self.inner.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., d_model={self.inner.in_features})")
-        check_like("x", x, next(self.parameters()), "module")
+        check_like("x", x, next(self.inner.parameters()), "module")
         return self.outer(self.dropout(ACTIVATIONS[self.activation](self.inner(x))))

@@ -77,7 +77,7 @@ class _Layer(nn.Module):
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.attention.d_model)
-        check_like(name, x, next(self.parameters()), "module")
+        check_like(name, x, next(self.attention.in_proj.parameters()), "module")
 
     def _add_and_norm(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:

@@ -106,6 +106,12 @@ def test_a_shape_that_broadcasts_passes(shape):
     assert check_broadcasts("bias", torch.zeros(shape), (2, 3, 4)) is None
 
 
+def test_a_dimension_of_no_entries_is_a_size_as_any_other():
+    assert check_broadcasts("bias", torch.zeros(1, 4), (0, 4)) is None
+    with pytest.raises(ValueError, match=r"^bias has shape \(0, 4\); expected one that broadcasts to \(2, 4\)$"):
+        check_broadcasts("bias", torch.zeros(0, 4), (2, 4))
+
+
 @pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 3, 1, 4), (1, 2, 3, 4), (3, 3, 4)])
 def test_a_shape_that_does_not_broadcast_is_named_with_the_remark(shape):
     message = re.escape(f"bias has shape {shape}; expected one that broadcasts to (2, 3, 4), the same for all")

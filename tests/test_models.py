@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import companion.models.seq2seq
+from companion.attention import padding_mask
 from companion.configs import ClassifierConfig, Seq2SeqConfig, SpanConfig, TokenClassifierConfig
 from companion.decoding import beam_search
 from companion.models import Seq2SeqTransformer, SpanExtractor, TextClassifier, TokenClassifier
@@ -1051,6 +1052,17 @@ def test_generation_is_greedy_and_cached_unless_told_otherwise():
     assert entered == list(range(1, ids.size(1)))
     assert torch.equal(model.generate(source, max_length=8, num_beams=1, length_penalty=2.0), ids)
     assert not torch.equal(model.generate(source, max_length=8, num_beams=3), ids)
+
+
+@pytest.mark.parametrize(("sources", "masked"), [([[5, 6, 7], [8, 9, 4]], False), ([[5, 6, 7], [8, 9]], True)])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_mask_of_the_memory_is_made_only_where_there_is_padding(sources, masked, num_beams):
+    model, masks = make_translator(), []
+    model.transformer.decoder.register_forward_pre_hook(lambda module, arguments: masks.append(arguments[3]))
+    model.generate(make_ids(*sources), max_length=4, num_beams=num_beams)
+    assert masks
+    expected = padding_mask(make_ids(*sources)).repeat_interleave(num_beams, dim=0)
+    assert all(torch.equal(mask, expected) if masked else mask is None for mask in masks)
 
 
 def test_the_length_penalty_is_none_unless_given(monkeypatch):

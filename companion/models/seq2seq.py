@@ -147,7 +147,8 @@ class Seq2SeqTransformer(nn.Module):
             raise ValueError(f"num_beams={num_beams}; choose 1 or more")
         if not length_penalty >= 0:
             raise ValueError(f"length_penalty={length_penalty}; choose 0 or more")
-        memory, memory_mask = (x.repeat_interleave(num_beams, dim=0) for x in self._encode(source_ids))
+        memory, tokens = (x.repeat_interleave(num_beams, dim=0) for x in self._encode(source_ids))
+        memory_mask = None if tokens.all() else tokens  # a mask that hides nothing would cost time at each step
         cache = KeyValueCache() if use_cache else None
 
         def next_log_probs(ids: Tensor, rows: Tensor | None) -> Tensor:
@@ -155,8 +156,8 @@ class Seq2SeqTransformer(nn.Module):
                 if rows is not None:
                     cache.reorder(rows)
                 ids = ids[:, cache.length :]
-            x = self._decode(ids, memory, memory_mask, cache)
-            return self._logits(x[:, -1]).log_softmax(dim=-1)
+            logits = self._logits(self._decode(ids, memory, memory_mask, cache)[:, -1])
+            return logits if num_beams == 1 else logits.log_softmax(dim=-1)  # the largest is the same
 
         start = torch.full((len(source_ids), 1), self.config.bos_id, device=source_ids.device)
         ends: dict[str, Any] = {"max_length": max_length, "eos_id": self.config.eos_id, "pad_id": self.config.pad_id}
@@ -173,7 +174,9 @@ class Seq2SeqTransformer(nn.Module):
         memory = encode_tokens(self.transformer.encoder, x, source_ids != self.config.pad_id, bias=bias)
         return memory, padding_mask(source_ids, self.config.pad_id)
 
-    def _decode(self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def _decode(
+        self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
         """Return what the decoder makes of the target ids that follow those in the cache."""
         check_ids("target_ids", target_ids, self.target_embedding.weight, self.config.max_length)
         offset = 0 if cache is None else cache.length

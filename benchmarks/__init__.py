@@ -1,0 +1,1 @@
+"""Benchmarks: the package beside what people would use instead. ``make bench`` runs them all."""

@@ -1,0 +1,98 @@
+"""Run the benchmarks and write the record that the book draws: ``python -m benchmarks [part ...]``.
+
+Parts that are not named keep their rows. ``python -m benchmarks check`` compares ratios with the record instead.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from benchmarks import albert, attention, classifier, compiled, decoding, epoch, imports, profiles, wide
+from benchmarks.turns import ROUNDS, Comparison, advantage, ratios, run
+from companion.records import Measurement, git_commit, hardware, package_versions
+from companion.results import FOLDER
+
+RECORD = FOLDER / "speed.json"
+CHECKED = (imports, classifier, wide, decoding)
+"""The parts that a check times: those that take seconds a round."""
+CHECK_ROUNDS, TOLERATED = 5, 0.8
+PEERS = ("transformers", "x-transformers", "curated-transformers", "keras")
+
+
+def timed(comparisons: Callable[[], Iterator[Comparison]], rounds: int = ROUNDS) -> Callable[[], Iterator[dict]]:
+    """Return what times the comparisons one after the other and yields their rows."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for comparison in comparisons():
+            row = run(comparison, rounds)
+            found = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(row).items())
+            print(f"{row['part']:10}  {row['work']:75}  {found}", flush=True)
+            yield row
+
+    return rows
+
+
+PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "imports": timed(imports.comparisons),
+    "classifier": timed(classifier.comparisons),
+    "wide": timed(wide.comparisons),
+    "attention": timed(attention.comparisons),
+    "memory": attention.memory_rows,
+    "albert": timed(albert.comparisons),
+    "decoding": timed(decoding.comparisons),
+    "epoch": timed(epoch.comparisons),
+    "whole epoch": timed(epoch.whole_epochs, rounds=1),
+    "compiled": timed(compiled.comparisons),
+    "profile": profiles.rows,
+}
+
+
+def check() -> int:
+    """Time a few rounds anew; return 1 where a ratio has fallen below four fifths of the record's, else 0."""
+    recorded = {(row["part"], row["work"]): row for row in Measurement.load(RECORD).rows if "seconds" in row}
+    fallen = 0
+    for part in CHECKED:
+        for comparison in part.comparisons():
+            row = recorded.get((comparison.part, comparison.work))
+            if row is None or comparison.aim is None:
+                continue
+            before, now = advantage(row), advantage(run(comparison, CHECK_ROUNDS))
+            falls = now < TOLERATED * before
+            fallen += falls
+            print(f"{'FALLEN' if falls else 'ok':6}  {now:5.2f}  {before:5.2f} recorded  {comparison.work}", flush=True)
+    return int(fallen > 0)
+
+
+def main(names: list[str]) -> int:
+    """Run the parts; return 0, or 1 where a ratio has fallen below the record's, or 2 where a name is no part's."""
+    warnings.filterwarnings("ignore")
+    if names == ["check"]:
+        return check()
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        print(f"{unknown[0]!r} is no part; choose from {', '.join(PARTS)}, or check alone", file=sys.stderr)
+        return 2
+    start = time.perf_counter()
+    kept = Measurement.load(RECORD) if RECORD.exists() else None
+    rows = [] if kept is None else [row for row in kept.rows if names and row["part"] not in names]
+    for name in names or PARTS:
+        rows += [{"part": name, "commit": git_commit(), **row} for row in PARTS[name]()]
+    before = kept.wall_seconds if kept is not None and names else 0.0
+    Measurement(
+        command="make bench",
+        commit=git_commit(),
+        versions={**package_versions(), **{name: version(name) for name in PEERS}},
+        hardware=hardware(torch.device("cpu"), 1),
+        wall_seconds=round(before + time.perf_counter() - start, 1),
+        rows=rows,
+    ).save(RECORD)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

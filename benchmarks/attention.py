@@ -1,0 +1,101 @@
+"""Attention alone, forward and backward, from 128 to 8,192 positions, beside each way to compute it."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.turns import OURS, Comparison, largest_difference
+from companion import MultiHeadAttention, scaled_dot_product_attention
+
+HEADS, HEAD_DIM = 4, 64
+LENGTHS = (128, 256, 512, 1_024, 2_048, 4_096, 8_192)
+LONGEST_EXPLICIT = 2_048
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def ways(length: int) -> dict[str, Attend]:
+    """Return what computes attention of queries, keys and values, ``(batch, heads, length, head_dim)`` each."""
+    module = MultiHeadAttention(HEADS * HEAD_DIM, HEADS)
+    found: dict[str, Attend] = {
+        OURS: lambda q, k, v: module._attend(q, k, v, None, None),
+        "fused kernel": _fused,
+    }
+    if length <= LONGEST_EXPLICIT:
+        found["explicit"] = lambda q, k, v: scaled_dot_product_attention(q, k, v).output
+        found["unfused kernel"] = _unfused
+    return found
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Yield each length, of 2,048 positions in all or one sequence of more."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for length in LENGTHS:
+            batch = max(1, 2_048 // length)
+            torch.manual_seed(0)
+            inputs = [torch.randn(batch, length, HEADS, HEAD_DIM, dtype=dtype).transpose(1, 2) for _ in range(3)]
+            contenders = {name: _passes(attend, inputs) for name, attend in ways(length).items()}
+            mine, *others = [passes() for passes in contenders.values()]
+            precision = str(dtype).removeprefix("torch.")
+            yield Comparison(
+                part="attention",
+                work=f"forward and backward, {length:,} positions, {precision}",
+                amount=batch * length,
+                unit="positions",
+                contenders=contenders,
+                difference=largest_difference(mine, others, 1e-4 if dtype == torch.float32 else 0.1),
+                aim=1 / 1.05,
+                settings={"precision": precision, "length": length},
+            )
+
+
+def memory_rows() -> Iterator[dict[str, Any]]:
+    """Yield the peak of memory of one sequence of each length, by ours and by the explicit way."""
+    for length in LENGTHS:
+        peaks = {way: peak_memory(length, way) for way in (OURS, "explicit") if way in ways(length)}
+        yield {"part": "memory", "work": f"{length:,} positions, float32", "length": length, "bytes": peaks}
+
+
+def peak_memory(length: int, way: str) -> int:
+    """Return the bytes by which forward and backward pass of one sequence raise a fresh process's peak."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.attention", str(length), way]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _passes(attend: Attend, inputs: list[Tensor]) -> Callable[[], Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+
+    def passes() -> Tensor:
+        output = attend(*leaves)
+        gradients = torch.autograd.grad(output.float().square().sum(), leaves)
+        return torch.stack([output.detach(), *gradients])
+
+    return passes
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def _unfused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def _raise_peak(length: int, way: str) -> int:
+    inputs = [torch.randn(1, length, HEADS, HEAD_DIM).transpose(1, 2) for _ in range(3)]
+    passes = _passes(ways(length)[way], inputs)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    passes()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+if __name__ == "__main__":
+    print(_raise_peak(int(sys.argv[1]), sys.argv[2]))
