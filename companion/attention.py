@@ -422,7 +422,8 @@ def _drop(weights: Tensor, p: float) -> Tensor:
     """
     count = weights.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64, device=weights.device).random_(-(2**63), None)
-    return weights * (bits.view(torch.int16)[:count].view_as(weights) >= round(p * 2**16) - 2**15)
+    least = min(round(p * 2**16), 2**16 - 1) - 2**15
+    return weights * (bits.view(torch.int16)[:count].view_as(weights) >= least)
 
 
 def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:

@@ -654,6 +654,39 @@ def test_dropout_in_training_zeroes_its_share_of_the_weights_and_scales_the_rest
     assert len({tuple(row) for row in dropped.flatten(0, 1).tolist()}) == batch * n
 
 
+@pytest.mark.parametrize(
+    ("dtype", "n", "tolerance"),
+    [(torch.float32, 7, 1e-5), (torch.bfloat16, 7, 8 * 2**-8), (torch.bfloat16, 513, 8 * 2**-8)],
+)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_a_dropped_weight_has_no_part_in_the_output_nor_in_gradients(dtype, n, tolerance, p):
+    """With the identity for values the weights come out; the same seed drops the same of them for other values."""
+    attention = MultiHeadAttention(n, 1, dropout=p, bias=False)
+    with torch.no_grad():
+        attention.in_proj.weight[2 * n :] = attention.out_proj.weight.copy_(torch.eye(n))
+    attention = attention.to(dtype)
+    query, key, value = (torch.randn(2, length, n).to(dtype).requires_grad_() for length in (5, n, n))
+    torch.manual_seed(1)
+    kept = attention(query, key, torch.eye(n, dtype=dtype).expand(2, n, n)).output != 0
+    torch.manual_seed(1)
+    actual = attention(query, key, value).output
+    q, k = (x.double() @ w.T.double() for x, w in zip((query, key), attention.in_proj.weight.chunk(3), strict=False))
+    weights = (q @ k.mT / math.sqrt(n)).softmax(dim=-1) * kept / (1 - p)
+    expected = weights @ value.double()
+    assert (actual - expected).norm() <= tolerance * expected.norm()
+    grads = (gradients(output.double(), [query, key, value]) for output in (actual, expected))
+    for found, right in zip(*grads, strict=True):
+        assert (found.double() - right.double()).norm() <= 2 * tolerance * right.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [1e-6, 0.999999])
+def test_dropout_next_to_nothing_drops_next_to_nothing_and_next_to_all_next_to_all(dtype, p):
+    attention = weight_revealer(64, p).to(dtype)
+    dropped = (attention(torch.eye(64, dtype=dtype).expand(8, 64, 64)).output == 0).double().mean().item()
+    assert dropped == pytest.approx(p, abs=1e-3)
+
+
 @paths
 def test_dropout_is_off_in_evaluation(need_weights):
     attention = weight_revealer(64, 0.6).eval()
