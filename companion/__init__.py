@@ -1,11 +1,11 @@
 """The tested PyTorch package behind *The Measured Transformer*.
 
 Text flows downwards through its files: ``imdb``, ``text``, ``corpus``, ``toy``, ``cooccurrence``, ``batching``,
-``cache``, ``attention``, ``attention_maps``, ``efficient_attention``, ``positions``, ``feed_forward``, ``layers``,
-``decoding``, ``configs``, ``models``, ``article``, ``ngrams``, ``losses``, ``quantization``, ``pretraining``,
-``progress``, ``devices``, ``optimization``, ``records``, ``albert``, ``runs``, ``interruption``, ``loop``,
-``training``, ``plans``, ``prediction``, ``transfer``, ``baselines``, ``distillation``, ``comparison``, ``study``,
-``experiments``, ``results``, ``plotting``;
+``cache``, ``attention``, ``packing``, ``attention_maps``, ``efficient_attention``, ``positions``, ``feed_forward``,
+``layers``, ``decoding``, ``configs``, ``models``, ``article``, ``ngrams``, ``losses``, ``quantization``,
+``pretraining``, ``progress``, ``devices``, ``optimization``, ``records``, ``albert``, ``runs``, ``interruption``,
+``loop``, ``training``, ``plans``, ``prediction``, ``transfer``, ``baselines``, ``distillation``, ``comparison``,
+``study``, ``experiments``, ``results``, ``plotting``;
 ``exercises`` and ``cli`` use them. The public names below are loaded when they are first used.
 """
 

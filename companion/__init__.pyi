@@ -114,6 +114,9 @@ from .ngrams import NGrams as NGrams
 from .ngrams import log_count_ratio as log_count_ratio
 from .ngrams import ngram_keys as ngram_keys
 from .optimization import TrainingConfig as TrainingConfig
+from .packing import Packing as Packing
+from .packing import encode_tokens as encode_tokens
+from .packing import keep_padding as keep_padding
 from .plotting import Explorer as Explorer
 from .plotting import PositionTable as PositionTable
 from .plotting import explore_attention as explore_attention

@@ -269,6 +269,7 @@ class MultiHeadAttention(nn.Module):
                 ``need_weights``.
         """
         if lengths is not None:
+            self._check("query", query)
             _check_lengths(lengths, query, alone=key is None and cache is None and not need_weights)
         q, k, v = self._project(query, key, value, cache, lengths)
         weights = None
@@ -421,11 +422,15 @@ def _drop(weights: Tensor, p: float) -> Tensor:
     """
     count = weights.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64, device=weights.device).random_(-(2**63), None)
-    return weights * (bits.view(torch.int16)[:count].view_as(weights) >= round(p * 2**16) - 2**15)
+    least = min(round(p * 2**16), 2**16 - 1) - 2**15
+    return weights * (bits.view(torch.int16)[:count].view_as(weights) >= least)
 
 
 def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
-    """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work."""
+    """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
+
+    In bf16 they round scores, as the explicit path does; the kernel keeps them in float32.
+    """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     short = query.dtype == torch.bfloat16 and key.size(-2) <= 512
@@ -441,7 +446,7 @@ def _is_faster_in_float32(query: Tensor, key: Tensor) -> bool:
 def _check_lengths(lengths: Sequence[int], query: Tensor, *, alone: bool) -> None:
     if not alone:
         raise ValueError("lengths are given beside key, cache or need_weights; packed sequences allow none of these")
-    if query.size(0) != 1 or sum(lengths) != query.size(1) or min(lengths, default=0) < 1:
+    if query.size(0) != 1 or sum(lengths) != query.size(1) or not lengths or min(lengths) < 1:
         raise ValueError(
             f"query has shape {tuple(query.shape)}; expected (1, {sum(lengths)}, d_model), packed sequences of the "
             f"lengths {list(lengths)}, each 1 or more"

@@ -8,12 +8,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from companion.checks import check_device
+
 _padding_is_kept = ContextVar("padding_is_kept", default=False)
 
 
 @contextmanager
 def keep_padding() -> Iterator[None]:
     """Let models compute on padded batches as they are, for whoever looks into their layers.
+
+    It serves ``torch.func.vmap`` and fake tensors too, which cannot be asked for lengths, and an encoder compiled by
+    itself, which would be compiled anew for each batch's.
 
     Example:
         >>> model = TextClassifier(ClassifierConfig(vocab_size=9)).eval()
@@ -39,7 +44,11 @@ class Packing:
     network, takes it as it is; a `MultiHeadAttention` is told the ``lengths`` of the sequences in it.
 
     Args:
-        mask: ``(batch, length)``, ``True`` where a token stands.
+        tokens: Bool, ``(batch, length)``, ``True`` where a token stands.
+
+    Raises:
+        TypeError: If ``tokens`` is not bool.
+        ValueError: If it is not two-dimensional.
 
     Example:
         >>> packing = Packing(torch.tensor([[True, True, False], [True, False, False]]))
@@ -53,17 +62,42 @@ class Packing:
     lengths: list[int]
     """The number of tokens of each sequence that has any."""
 
-    def __init__(self, mask: Bool[Tensor, "batch length"]) -> None:
-        self.lengths = [length for length in mask.sum(dim=1).tolist() if length]
-        self._shape = mask.shape
-        self._places = mask.flatten().nonzero().squeeze(1)
+    def __init__(self, tokens: Bool[Tensor, "batch length"]) -> None:
+        _check_bool(tokens)
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected (batch, length)")
+        self.lengths = [length for length in tokens.sum(dim=1).tolist() if length]
+        self._shape = tokens.shape
+        self._places = tokens.flatten().nonzero().squeeze(1)
 
     def pack(self, x: Float[Tensor, "batch length width"]) -> Float[Tensor, "1 tokens width"]:
-        """Take the tokens alone, one sequence after the other."""
+        """Take the tokens alone, one sequence after the other.
+
+        Args:
+            x: ``(batch, length, width)``.
+
+        Returns:
+            ``(1, tokens, width)``.
+
+        Raises:
+            ValueError: If ``x`` has another shape.
+        """
+        _check_shape(x, *self._shape)
         return x.flatten(0, 1).index_select(0, self._places).unsqueeze(0)
 
     def unpack(self, x: Float[Tensor, "1 tokens width"]) -> Float[Tensor, "batch length width"]:
-        """Put the tokens back where they stood, with zeros for padding."""
+        """Put the tokens back where they stood, with zeros for padding.
+
+        Args:
+            x: ``(1, tokens, width)``, of any width.
+
+        Returns:
+            ``(batch, length, width)``.
+
+        Raises:
+            ValueError: If ``x`` has another shape.
+        """
+        _check_shape(x, 1, len(self._places))
         padded = x.new_zeros(self._shape.numel(), x.size(-1))
         return padded.index_copy(0, self._places, x.squeeze(0)).unflatten(0, self._shape)
 
@@ -77,26 +111,52 @@ def encode_tokens(
 ) -> Float[Tensor, "batch length d_model"]:
     """Run an encoder on the tokens of a padded batch, which attend to each other alone.
 
-    On a CPU nothing is computed for padding, where zeros come out. Elsewhere, while ``torch.compile`` traces, and under
-    `keep_padding`, the batch stays padded: a GPU would have to be waited for to know the lengths, and would idle over
-    sequences one by one.
+    On a CPU nothing is computed for padding that follows the tokens of its sequence, and zeros come out there.
+    Elsewhere, while ``torch.compile`` traces, and under `keep_padding`, the batch stays padded: a GPU would have to be
+    waited for to know the lengths, and would idle over sequences one by one. So does a batch with padding before a
+    token: packed, those around it would come closer.
 
     Args:
         encoder: An `Encoder`, or what is called like one.
         x: ``(batch, length, d_model)``.
-        tokens: ``(batch, length)``, ``True`` where a token stands.
+        tokens: Bool, ``(batch, length)``, ``True`` where a token stands.
         mask: What hides tokens from each other besides, the same for each sequence: broadcastable to ``(heads, length,
             length)``.
         **options: What the encoder takes besides, the same for each sequence.
 
     Returns:
         A tensor of the shape of ``x``.
+
+    Raises:
+        TypeError: If ``tokens`` is not bool.
+        ValueError: If its shape or its device is not that of ``x``.
+
+    Example:
+        >>> encoder = Encoder(num_layers=1, d_model=16, num_heads=2, d_ff=32)
+        >>> x, tokens = torch.randn(2, 3, 16), torch.tensor([[True, True, True], [True, False, False]])
+        >>> y = encode_tokens(encoder, x, tokens)
+        >>> torch.allclose(y[1, :1], encoder(x[1:, :1])[0], atol=1e-6), y[1, 1:].any()
+        (True, tensor(False))
     """
+    _check_bool(tokens)
+    if tokens.shape != x.shape[:2]:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected {tuple(x.shape[:2])}, that of x")
+    check_device("tokens", tokens, x, "x")
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _padding_is_kept.get():
         if tokens.all():
             return encoder(x, mask, **options)
-        if tokens.any():
+        if tokens.any() and (tokens[:, :-1] >= tokens[:, 1:]).all():
             packing = Packing(tokens)
             return packing.unpack(encoder(packing.pack(x), mask, **options, lengths=packing.lengths))
     keys = tokens[:, None, None, :]
     return encoder(x, keys if mask is None else keys & mask, **options)
+
+
+def _check_bool(tokens: Tensor) -> None:
+    if tokens.dtype != torch.bool:
+        raise TypeError(f"tokens has dtype {tokens.dtype}; expected torch.bool, True where a token stands")
+
+
+def _check_shape(x: Tensor, batch: int, length: int) -> None:
+    if x.dim() != 3 or x.shape[:2] != (batch, length):
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected ({batch}, {length}, width)")

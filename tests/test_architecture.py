@@ -23,6 +23,7 @@ ORDER = (
     "batching",
     "cache",
     "attention",
+    "packing",
     "attention_maps",
     "efficient_attention",
     "positions",

@@ -654,6 +654,39 @@ def test_dropout_in_training_zeroes_its_share_of_the_weights_and_scales_the_rest
     assert len({tuple(row) for row in dropped.flatten(0, 1).tolist()}) == batch * n
 
 
+@pytest.mark.parametrize(
+    ("dtype", "n", "tolerance"),
+    [(torch.float32, 7, 1e-5), (torch.bfloat16, 7, 8 * 2**-8), (torch.bfloat16, 513, 8 * 2**-8)],
+)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_a_dropped_weight_has_no_part_in_the_output_nor_in_gradients(dtype, n, tolerance, p):
+    """With the identity for values the weights come out; the same seed drops the same of them for other values."""
+    attention = MultiHeadAttention(n, 1, dropout=p, bias=False)
+    with torch.no_grad():
+        attention.in_proj.weight[2 * n :] = attention.out_proj.weight.copy_(torch.eye(n))
+    attention = attention.to(dtype)
+    query, key, value = (torch.randn(2, length, n).to(dtype).requires_grad_() for length in (5, n, n))
+    torch.manual_seed(1)
+    kept = attention(query, key, torch.eye(n, dtype=dtype).expand(2, n, n)).output != 0
+    torch.manual_seed(1)
+    actual = attention(query, key, value).output
+    q, k = (x.double() @ w.T.double() for x, w in zip((query, key), attention.in_proj.weight.chunk(3), strict=False))
+    weights = (q @ k.mT / math.sqrt(n)).softmax(dim=-1) * kept / (1 - p)
+    expected = weights @ value.double()
+    assert (actual - expected).norm() <= tolerance * expected.norm()
+    grads = (gradients(output.double(), [query, key, value]) for output in (actual, expected))
+    for found, right in zip(*grads, strict=True):
+        assert (found.double() - right.double()).norm() <= 2 * tolerance * right.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [1e-6, 0.999999])
+def test_dropout_next_to_nothing_drops_next_to_nothing_and_next_to_all_next_to_all(dtype, p):
+    attention = weight_revealer(64, p).to(dtype)
+    dropped = (attention(torch.eye(64, dtype=dtype).expand(8, 64, 64)).output == 0).double().mean().item()
+    assert dropped == pytest.approx(p, abs=1e-3)
+
+
 @paths
 def test_dropout_is_off_in_evaluation(need_weights):
     attention = weight_revealer(64, 0.6).eval()
@@ -775,6 +808,77 @@ def test_gradients_of_a_short_training_step_in_bf16_are_within_its_rounding_of_f
     ]
     for actual, expected in zip(*grads, strict=True):  # a few roundings of half an epsilon, 2**-8, in a row
         assert (actual.double() - expected).norm() < 8 * 2**-8 * max(expected.norm().item(), 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+@pytest.mark.parametrize(
+    ("shape", "settings", "inputs", "training", "fused"),
+    [
+        ((512, 512), {}, {}, True, False),
+        ((600, 512), {}, {}, True, False),
+        ((512, 513), {}, {}, True, True),
+        ((512, 512), {}, {}, False, True),
+        ((512, 512), {}, {"mask": torch.ones(512).bool()}, True, True),
+        ((512, 512), {}, {"bias": torch.ones(512)}, True, True),
+        ((512, 512), {"num_kv_heads": 1}, {}, True, True),
+    ],
+    ids=["512 keys", "more queries", "513 keys", "no gradient", "mask", "bias", "grouped"],
+)
+def test_two_products_take_the_place_of_the_kernel_in_a_short_training_step_in_bf16(
+    monkeypatch, precision, shape, settings, inputs, training, fused
+):
+    kernel, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **y: calls.append(x[0].dtype) or kernel(*x, **y))
+    attention = MultiHeadAttention(D_MODEL, HEADS, **settings)
+    query, key = (torch.randn(1, length, D_MODEL) for length in shape)
+    if precision == "bfloat16":
+        attention, query, key = attention.bfloat16(), query.bfloat16(), key.bfloat16()
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        assert attention(query, key, **inputs).output.dtype == torch.bfloat16
+    assert calls == [torch.bfloat16] * fused
+    with torch.set_grad_enabled(training):  # in float32, which is no autocast's
+        assert attention.float()(query.float(), key.float(), **inputs).output.dtype == torch.float32
+    assert calls == [torch.bfloat16] * fused + [torch.float32]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+@pytest.mark.parametrize("length", [1, 9, 511, 512, 513])
+def test_a_training_step_in_bf16_is_within_its_rounding_of_float64_at_any_length(precision, length):
+    reference = MultiHeadAttention(16, 2).double()
+    attention = copy.deepcopy(reference).bfloat16()
+    reference.load_state_dict(attention.state_dict())  # the same numbers, rounded beforehand
+    x = torch.randn(2, length, 16).bfloat16()
+    if precision == "autocast":
+        attention, low = attention.float(), x.float().requires_grad_()
+    else:
+        low = x.clone().requires_grad_()
+    high = x.double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        actual = attention(low).output
+    expected = reference(high).output
+    # Each tensor that is stored is rounded by half an epsilon, 2**-8, at most: queries, keys and values, their scaled
+    # form, scores, weights, mixture, output; as many again on the way back.
+    assert (actual.double() - expected).norm() <= 7 * 2**-8 * expected.norm()
+    found = gradients(actual.double(), [low, *attention.parameters()])
+    expected = gradients(expected, [high, *reference.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() <= 14 * 2**-8 * max(other.norm().item(), 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+@pytest.mark.parametrize("p", [0.25, 0.5])
+def test_dropout_in_a_short_training_step_in_bf16_zeroes_its_share_and_scales_the_rest(precision, p):
+    n, batch = 64, 8
+    attention, x = weight_revealer(n, p), torch.eye(n).repeat(batch, 1, 1)
+    if precision == "bfloat16":
+        attention, x = attention.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        output = attention(x).output
+    dropped, weight = output == 0, torch.tensor(1 / (n * (1 - p)), dtype=torch.bfloat16)
+    torch.testing.assert_close(output[~dropped], weight.expand(int((~dropped).sum())), rtol=2**-8, atol=0)
+    # Five standard deviations of the share of zeros, as above.
+    assert dropped.double().mean().item() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / output.numel()))
+    assert len({tuple(row) for row in dropped.flatten(0, 1).tolist()}) == batch * n
 
 
 @pytest.mark.unhooked

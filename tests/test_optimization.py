@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import math
 import re
@@ -102,6 +103,25 @@ def test_updates_are_those_of_a_plain_implementation_and_matrices_alone_decay(op
         decays = name in ("0.weight", "1.weight", "3.weight")
         expected = plain(begun[name], gradients[name], 0.03, decay if decays else 0.0)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_fused_updates_are_those_of_torch_one_operation_at_a_time():
+    model = nn.Sequential(nn.Linear(33, 17), nn.LayerNorm(17), nn.Linear(17, 3))
+    twin = copy.deepcopy(model)
+    config = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
+    fused = make_optimizer(model, config)
+    plain = torch.optim.AdamW(parameter_groups(twin, 0.1), lr=0.01, fused=False, foreach=False)
+    assert [group["fused"] for group in fused.param_groups] == [True, True]
+    for _ in range(20):
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            ours.grad = torch.randn_like(ours)
+            theirs.grad = ours.grad.clone()
+        fused.step()
+        plain.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        # Each of 20 updates rounds the weight by half an epsilon at most, and what is added to it by a few.
+        largest = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=20 * torch.finfo(torch.float32).eps * largest)
 
 
 @pytest.mark.unhooked

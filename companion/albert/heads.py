@@ -163,8 +163,8 @@ class AlbertForPreTraining(nn.Module):
             TypeError: As `AlbertModel`.
             ValueError: As `AlbertModel`.
         """
-        visible = masked is not None and attention_mask is not None and bool(attention_mask[masked].all())
-        hidden, pooled = self.albert(input_ids, attention_mask, token_type_ids, skip_padding=visible)
+        skip_padding = masked is not None and _hides_none(attention_mask, masked)
+        hidden, pooled = self.albert(input_ids, attention_mask, token_type_ids, skip_padding=skip_padding)
         words = self.predictions(hidden if masked is None else hidden[masked], self.albert.embeddings.word.weight)
         return AlbertPreTrainingOutput(words, self.sop_classifier(pooled))
 
@@ -258,3 +258,10 @@ class AlbertForQuestionAnswering(nn.Module):
         hidden, _ = self.albert(input_ids, attention_mask, token_type_ids)
         start, end = self.span(hidden).unbind(dim=-1)
         return AlbertSpanOutput(start, end)
+
+
+def _hides_none(attention_mask: Tensor | None, masked: Tensor) -> bool:
+    """Tell whether all masked positions may be attended to; on a CPU alone, since a GPU would have to be waited for."""
+    if attention_mask is None or torch.compiler.is_compiling() or attention_mask.shape != masked.shape:
+        return False
+    return attention_mask.device == masked.device == torch.device("cpu") and bool(attention_mask[masked].all())

@@ -146,8 +146,8 @@ class AlbertModel(nn.Module):
                 everywhere, padding too.
             token_type_ids: Below ``config.type_vocab_size``, ``(batch, length)``: 0 in segment A, 1 in segment B;
                 ``None`` = 0 everywhere.
-            skip_padding: Compute nothing for what ``attention_mask`` hides, for a caller that looks at nothing there:
-                on a CPU it comes out as zeros.
+            skip_padding: Compute nothing for what ``attention_mask`` hides behind the tokens, for a caller that looks
+                at nothing there: on a CPU it comes out as zeros.
 
         Returns:
             The last layer's output, and the pooler's.
