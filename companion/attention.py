@@ -419,7 +419,10 @@ def _drop(weights: Tensor, p: float) -> Tensor:
     """Set weights to zero with a probability, to 2^-16 of it: the generator makes four of 16 random bits at once.
 
     A CPU spends more time on the random numbers of ``F.dropout``, one to a weight, than on the products around it.
+    Compiled code makes its own, and could not trace these.
     """
+    if torch.compiler.is_compiling():
+        return weights * (torch.rand(weights.shape, device=weights.device) >= p)
     count = weights.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64, device=weights.device).random_(-(2**63), None)
     least = min(round(p * 2**16), 2**16 - 1) - 2**15
