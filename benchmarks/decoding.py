@@ -1,6 +1,6 @@
 """Greedy decoding with a key-value cache: this package, and ``generate`` of transformers with the same weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
+from benchmarks.turns import Comparison
 from companion import Seq2SeqConfig, Seq2SeqTransformer, sinusoidal_encoding
 from companion.attention import MultiHeadAttention
 from companion.layers import DecoderLayer
 
-TOKENS = 256
+TOKENS, VOCABULARY, SOURCE_LENGTH = 256, 8_000, 64
 
 
 def pair(
@@ -126,3 +127,23 @@ def contestants(
         "companion": partial(decode_with_companion, ours, source),
         "transformers": partial(decode_with_transformers, theirs, source),
     }
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Yield 256 tokens for one source and for sixteen, by a narrow and by a wide model."""
+    for d_model, num_heads in ((64, 2), (256, 4)):
+        models = pair(d_model, num_heads, 4 * d_model, 3, VOCABULARY, SOURCE_LENGTH)
+        for batch_size in (1, 16):
+            contenders = contestants(models, batch_size, SOURCE_LENGTH)
+            ours, theirs = (decode() for decode in contenders.values())
+            assert torch.equal(ours, theirs), "the ids differ"
+            yield Comparison(
+                part="decoding",
+                work=f"{TOKENS} tokens, greedily, d {d_model}, batch {batch_size}",
+                amount=TOKENS * batch_size,
+                unit="tokens",
+                contenders=contenders,
+                difference=0.0,
+                aim=2.0,
+                settings={"d_model": d_model, "batch": batch_size},
+            )

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from benchmarks.turns import OURS, Comparison
 
 STATEMENTS = {
-    OURS: "import companion",
+    OURS: "from companion import TextClassifier",
     "import torch": "import torch",
-    "with a model": "from companion import TextClassifier",
-    "with train": "from companion import train",
+    "the package alone": "import companion",
+    "with train alone": "from companion import train",
 }
+"""What is imported; names that end in "alone" are no peers."""
 
 
 def comparisons() -> Iterator[Comparison]:

@@ -920,6 +920,15 @@ def test_a_model_compiled_whole_computes_the_same(make, changes):
     close(gradients(actual, parameters), gradients(expected, parameters))
 
 
+def test_a_model_may_be_trained_on_what_it_has_generated():
+    model = make_seq2seq()
+    ids = model.eval().generate(SOURCE, max_length=5)
+    loss, _ = model.train().loss(model(SOURCE, ids[:, :-1]), ids[:, 1:])
+    loss.backward()
+    ids[0, 0] = BOS
+    assert model.target_embedding.weight.grad.norm() > 0
+
+
 SOURCES = [[5, 2, 7, 1, 2, 9], [10, 5], [4, 4, 4, 6], [1]]
 
 

@@ -107,7 +107,6 @@ class Seq2SeqTransformer(nn.Module):
         )
         return loss_sum, (labels != pad_id).sum()
 
-    @torch.no_grad()
     def generate(
         self,
         source_ids: Int[Tensor, "batch source"],
@@ -147,6 +146,13 @@ class Seq2SeqTransformer(nn.Module):
             raise ValueError(f"num_beams={num_beams}; choose 1 or more")
         if not length_penalty >= 0:
             raise ValueError(f"length_penalty={length_penalty}; choose 0 or more")
+        with torch.inference_mode():
+            ids = self._search(source_ids, max_length, num_beams, length_penalty, use_cache=use_cache)
+        return ids.clone()  # an ordinary tensor, with which a model may be trained
+
+    def _search(
+        self, source_ids: Tensor, max_length: int, num_beams: int, length_penalty: float, *, use_cache: bool
+    ) -> Tensor:
         memory, tokens = (x.repeat_interleave(num_beams, dim=0) for x in self._encode(source_ids))
         memory_mask = None if tokens.all() else tokens  # a mask that hides nothing would cost time at each step
         cache = KeyValueCache() if use_cache else None
