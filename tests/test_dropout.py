@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 from gradients import gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -264,4 +263,14 @@ def test_it_is_a_dropout_module_of_torch():
     expected = drop(torch.ones(50), 0.3)
     torch.manual_seed(6)
     assert torch.equal(Dropout(0.3)(torch.ones(50)), expected)
-    assert not torch.equal(F.dropout(torch.ones(50), 0.3), expected)
+
+
+@quick_dtypes
+def test_in_dtypes_that_models_are_trained_in_it_draws_in_its_own_way(dtype):
+    """The generator is asked for half as many numbers of 32 bits as there are elements."""
+    torch.manual_seed(6)
+    drop(torch.ones(51, dtype=dtype), 0.3)
+    found = torch.get_rng_state()
+    torch.manual_seed(6)
+    torch.randint(2**63 - 1, (13,))
+    assert torch.equal(found, torch.get_rng_state())
