@@ -207,11 +207,12 @@ def test_gradients_of_each_example_are_those_of_its_own_mask(randomness):
 
 
 def assert_same(ours, theirs, x):
-    """Compare two ways of dropping, from the same seed."""
+    """Compare two ways of dropping, from the same seed: what they give, and how many numbers they draw."""
     torch.manual_seed(5)
-    found = ours(x)
+    found, drawn = ours(x), torch.get_rng_state()
     torch.manual_seed(5)
     torch.testing.assert_close(found, theirs(x), rtol=0, atol=0)
+    assert torch.equal(drawn, torch.get_rng_state())
     return found
 
 
