@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import albert, attention, classifier, compiled, decoding, epoch, imports, profiles, wide
+from benchmarks import albert, attention, book, classifier, compiled, decoding, epoch, imports, profiles, wide
 from benchmarks.turns import ROUNDS, Comparison, advantage, ratios, run
 from companion.records import Measurement, git_commit, hardware, package_versions
 from companion.results import FOLDER
@@ -24,7 +24,9 @@ CHECK_ROUNDS, TOLERATED = 5, 0.8
 PEERS = ("transformers", "x-transformers", "curated-transformers", "keras")
 
 
-def timed(comparisons: Callable[[], Iterator[Comparison]], rounds: int = ROUNDS) -> Callable[[], Iterator[dict]]:
+def timed(
+    comparisons: Callable[[], Iterator[Comparison]], rounds: int = ROUNDS
+) -> Callable[[], Iterator[dict[str, Any]]]:
     """Return what times the comparisons one after the other and yields their rows."""
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -49,6 +51,7 @@ PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "whole epoch": timed(epoch.whole_epochs, rounds=1),
     "compiled": timed(compiled.comparisons),
     "profile": profiles.rows,
+    "book": book.rows,
 }
 
 
@@ -81,7 +84,7 @@ def main(names: list[str]) -> int:
     kept = Measurement.load(RECORD) if RECORD.exists() else None
     rows = [] if kept is None else [row for row in kept.rows if names and row["part"] not in names]
     for name in names or PARTS:
-        rows += [{"part": name, "commit": git_commit(), **row} for row in PARTS[name]()]
+        rows += [{**row, "part": name, "commit": git_commit()} for row in PARTS[name]()]
     before = kept.wall_seconds if kept is not None and names else 0.0
     Measurement(
         command="make bench",

@@ -31,15 +31,15 @@ from companion import (
     train,
 )
 
-SAMPLE = 2_500
+SAMPLE = 1_250
 """Reviews in a turn, drawn from the training split; a record of whole epochs, once each, stands beside it."""
 
 Data = tuple[list[list[int]], list[float]]
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Yield a tenth of an epoch, to take turns with."""
-    yield _comparison(sample(SAMPLE), "a tenth of an epoch, start to finish")
+    """Yield a twentieth of an epoch, to take turns with."""
+    yield _comparison(sample(SAMPLE), "a twentieth of an epoch, start to finish")
 
 
 def whole_epochs() -> Iterator[Comparison]:

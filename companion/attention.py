@@ -25,6 +25,7 @@ from companion.checks import (
     check_sequence,
     check_window,
 )
+from companion.dropout import draws_quickly, drop
 
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's: it plans anew for each shape, which costs 0.1 s on an H100, and batches of texts have many."""
@@ -395,7 +396,7 @@ def _fast_attention(
     grouped = key.size(1) != query.size(1)
     if mask is None and bias is None and not grouped and _is_faster_unfused(query, key, dropout_p):
         weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
-        return _drop(weights, dropout_p) @ (value / (1 - dropout_p)) if dropout_p else weights @ value
+        return drop(weights, dropout_p) @ value
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
@@ -415,17 +416,6 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
     return None if x is None else torch.atleast_2d(x)[..., :length, :length]
 
 
-def _drop(weights: Tensor, p: float) -> Tensor:
-    """Set weights to zero with a probability, to 2^-16 of it: the generator makes four of 16 random bits at once.
-
-    A CPU spends more time on the random numbers of ``F.dropout``, one to a weight, than on the products around it.
-    """
-    count = weights.numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=weights.device).random_(-(2**63), None)
-    least = min(round(p * 2**16), 2**16 - 1) - 2**15
-    return weights * (bits.view(torch.int16)[:count].view_as(weights) >= least)
-
-
 def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
     """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
 
@@ -434,7 +424,7 @@ def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     short = query.dtype == torch.bfloat16 and key.size(-2) <= 512
-    return short or (dropout_p > 0 and query.dtype in (torch.bfloat16, torch.float32))
+    return short or (dropout_p > 0 and draws_quickly(query))
 
 
 def _is_faster_in_float32(query: Tensor, key: Tensor) -> bool:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.checks import check_like
+from companion.dropout import Dropout
 
 Activation = Literal["relu", "gelu", "gelu_new", "swiglu"]
 
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.inner = nn.Linear(d_model, 2 * d_ff if gated else d_ff, bias=not gated)
         self.outer = nn.Linear(d_ff, d_model, bias=not gated)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Compute ``outer(dropout(activation(inner(x))))``, position by position.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from companion.attention import MultiHeadAttention
 from companion.cache import KeyValueCache
 from companion.checks import check_like, check_sequence
+from companion.dropout import Dropout
 from companion.feed_forward import Activation, FeedForward
 
 Norm = Literal["layer_norm", "rms_norm"]
@@ -73,7 +74,7 @@ class _Layer(nn.Module):
         self.attention_norm = _make_norm(norm, d_model)
         self.feed_forward = FeedForward(d_model, d_ff, activation=activation, dropout=dropout)
         self.feed_forward_norm = _make_norm(norm, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.attention.d_model)

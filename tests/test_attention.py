@@ -687,6 +687,20 @@ def test_dropout_next_to_nothing_drops_next_to_nothing_and_next_to_all_next_to_a
     assert dropped == pytest.approx(p, abs=1e-3)
 
 
+@pytest.mark.unhooked
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_acts_in_compiled_training_too(dtype):
+    n, batch, p = 64, 8, 0.5
+    attention, x = weight_revealer(n, p).to(dtype), torch.eye(n, dtype=dtype).expand(batch, n, n)
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    output = compiled(x).output
+    dropped = output == 0
+    torch.testing.assert_close(output[~dropped], torch.full_like(output[~dropped], 1 / (n * (1 - p))))
+    assert dropped.double().mean().item() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / output.numel()))
+    assert not torch.equal(compiled(x).output, output)
+
+
 @paths
 def test_dropout_is_off_in_evaluation(need_weights):
     attention = weight_revealer(64, 0.6).eval()

@@ -12,6 +12,7 @@ from companion.albert.model import AlbertModel, initialize
 from companion.checks import check_ids
 from companion.configs import check_ids as check_id_fields
 from companion.configs import check_positive, check_probabilities
+from companion.dropout import Dropout
 from companion.models import drop_words
 
 
@@ -75,7 +76,7 @@ class AlbertTextClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.albert = AlbertModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.classifier_dropout_prob)
+        self.dropout = Dropout(config.classifier_dropout_prob)
         self.output = nn.Linear(config.hidden_size, 1)
         initialize(self.output, config)
 

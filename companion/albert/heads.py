@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from companion.albert.config import AlbertConfig
 from companion.albert.model import AlbertModel, initialize
+from companion.dropout import Dropout
 from companion.feed_forward import ACTIVATIONS
 
 
@@ -187,7 +188,7 @@ class AlbertForSequenceClassification(nn.Module):
         super().__init__()
         self.config = config
         self.albert = AlbertModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout_prob)
+        self.dropout = Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         initialize(self.classifier, config)
 

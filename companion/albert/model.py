@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from companion.albert.config import AlbertConfig
 from companion.attention import MultiHeadAttention
 from companion.checks import check_device, check_ids
+from companion.dropout import Dropout
 from companion.feed_forward import FeedForward
 from companion.packing import encode_tokens
 
@@ -45,7 +46,7 @@ class AlbertEmbeddings(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, config.embedding_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, input_ids: Int[Tensor, "batch length"], token_type_ids: Int[Tensor, "batch length"] | None
@@ -69,7 +70,7 @@ class AttentionSublayer(nn.Module):
             config.hidden_size, config.num_attention_heads, dropout=float(config.attention_probs_dropout_prob)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, x: Float[Tensor, "batch length hidden"], mask: Tensor | None, lengths: Sequence[int] | None = None
@@ -91,7 +92,7 @@ class FeedForwardSublayer(nn.Module):
         super().__init__()
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, activation=config.hidden_act)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "batch length hidden"]:
         """Apply it, position by position."""

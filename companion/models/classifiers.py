@@ -10,6 +10,7 @@ from companion.attention import causal_mask
 from companion.checks import check_ids
 from companion.configs import ClassifierConfig, SpanConfig, TokenClassifierConfig
 from companion.decoding import best_spans
+from companion.dropout import Dropout
 from companion.layers import Encoder
 from companion.models.inputs import (
     add_positions,
@@ -33,7 +34,7 @@ class _Classifier(nn.Module):
         std = as_positions if embedding_std is None else embedding_std
         self.embedding = make_embedding(config.num_embeddings, config, std)
         self.positions = make_positions(config)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.embedding_dropout)
         self.encoder = Encoder(
             config.num_layers,
             config.d_model,

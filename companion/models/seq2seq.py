@@ -13,6 +13,7 @@ from companion.cache import KeyValueCache
 from companion.checks import check_ids
 from companion.configs import Seq2SeqConfig
 from companion.decoding import beam_search, greedy_search
+from companion.dropout import Dropout
 from companion.layers import EncoderDecoder
 from companion.models.inputs import add_positions, make_bias, make_embedding, make_positions, make_rotary
 from companion.packing import encode_tokens
@@ -40,7 +41,7 @@ class Seq2SeqTransformer(nn.Module):
         shared = config.share_embeddings
         self.source_embedding = None if shared else make_embedding(config.source_vocab_size, config, std)
         self.source_positions, self.target_positions = make_positions(config), make_positions(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.transformer = EncoderDecoder(
             config.num_layers,
             config.d_model,
