@@ -27,8 +27,7 @@ class Shape(NamedTuple):
 def make_encoder(shape: Shape) -> Encoder:
     """Make ours, which lends the others its weights. Attention has biases of 0: x-transformers has none."""
     d_model, num_heads, num_layers, attention_dropout = shape
-    encoder = Encoder(num_layers, d_model, num_heads, 4 * d_model, attention_dropout=attention_dropout)
-    return encoder
+    return Encoder(num_layers, d_model, num_heads, 4 * d_model, attention_dropout=attention_dropout)
 
 
 class TorchEncoder(nn.Module):
@@ -53,7 +52,8 @@ class TorchEncoder(nn.Module):
             _copy(mine.feed_forward.outer, theirs.linear2)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Encode; without padding no mask is given, which is the faster way."""
+        """Encode; without padding no mask is given, which is faster. Its fast path fails under autocast."""
+        torch.backends.mha.set_fastpath_enabled(not torch.is_autocast_enabled("cpu"))
         return self.encoder(x, src_key_padding_mask=None if tokens.all() else ~tokens)
 
 

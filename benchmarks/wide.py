@@ -1,4 +1,4 @@
-"""Wide encoders on full batches, in float32 and bfloat16, beside the matrix products of the same shapes alone."""
+"""Wide encoders, in float32 and bfloat16, beside the matrix products of the same shapes alone."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.encoders import PEERS, Shape, make_encoder
+from benchmarks.imdb_batches import as_they_come
 from benchmarks.turns import OURS, Comparison, largest_difference
+from companion import encode_tokens
 
 SHAPE, BATCH, LENGTH = Shape(256, 4, 4), 8, 256
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.06}
@@ -14,25 +16,48 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.06}
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Yield the training step in either precision."""
+    """Yield, in either precision, the training step on full batches and inference on texts of real lengths."""
     for dtype, aim in ((torch.float32, None), (torch.bfloat16, 1.2)):
         torch.manual_seed(0)
         ours = make_encoder(SHAPE)
-        models = {OURS: ours, **{name: make(ours, SHAPE) for name, make in PEERS.items()}}
-        x = torch.randn(BATCH, LENGTH, SHAPE.d_model)
-        steps = {name: _step(name, model, x, dtype) for name, model in models.items()}
-        mine, *others = [step() for step in steps.values()]
+        models = {OURS: Ours(ours), **{name: make(ours, SHAPE) for name, make in PEERS.items()}}
+        full = torch.ones(BATCH, LENGTH, dtype=torch.bool)
+        real = as_they_come(1)[0][0][:BATCH] != 0
         precision = str(dtype).removeprefix("torch.")
+        steps = {name: _step(model, full, dtype) for name, model in models.items()}
         yield Comparison(
             part="wide",
-            work=f"training step, {precision}",
-            amount=BATCH * LENGTH,
+            work=f"training step, full batches, {precision}",
+            amount=full.numel(),
             unit="tokens",
-            contenders={**steps, "products alone": products(SHAPE, BATCH * LENGTH, dtype)},
-            difference=largest_difference(mine, others, TOLERANCES[dtype]),
+            contenders={**steps, "products alone": products(SHAPE, full.numel(), dtype)},
+            difference=_compare(steps, full, TOLERANCES[dtype]),
             aim=aim,
-            settings={"precision": precision, "operations": operations(SHAPE, BATCH * LENGTH)},
+            settings={"precision": precision, "mode": "training", "operations": operations(SHAPE, full.numel())},
         )
+        readers = {name: _reader(model, real, dtype) for name, model in models.items()}
+        yield Comparison(
+            part="wide",
+            work=f"inference, texts of real lengths, {precision}",
+            amount=int(real.sum()),
+            unit="tokens",
+            contenders=readers,
+            difference=_compare(readers, real, TOLERANCES[dtype]),
+            aim=1.5,
+            settings={"precision": precision, "mode": "inference"},
+        )
+
+
+class Ours(nn.Module):
+    """Our encoder, called as the others are."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Encode the tokens alone."""
+        return encode_tokens(self.encoder, x, tokens)
 
 
 def operations(shape: Shape, tokens: int) -> int:
@@ -57,16 +82,33 @@ def products(shape: Shape, tokens: int, dtype: torch.dtype) -> Callable[[], None
     return compute
 
 
-def _step(name: str, model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+def _compare(contenders: dict[str, Callable[[], Tensor]], tokens: Tensor, tolerance: float) -> float:
+    ours, *others = [contender()[tokens] for contender in contenders.values()]
+    return largest_difference(ours, others, tolerance)
+
+
+def _step(model: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
     """Return forward and backward pass under autocast; no optimizer, which is the same for all."""
-    model.train()
-    tokens = torch.ones(x.shape[:2], dtype=torch.bool)
+    x = torch.randn(*tokens.shape, SHAPE.d_model, generator=torch.Generator().manual_seed(0))
 
     def step() -> Tensor:
-        model.zero_grad()
+        model.train()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            output = model(x) if name == OURS else model(x, tokens)
+            output = model(x, tokens)
         output.float().square().mean().backward()
+        model.zero_grad()
         return output.detach().float()
 
     return step
+
+
+def _reader(model: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    x = torch.randn(*tokens.shape, SHAPE.d_model, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def read() -> Tensor:
+        model.eval()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return model(x, tokens).float()
+
+    return read
