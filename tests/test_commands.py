@@ -82,11 +82,11 @@ def test_commands_of_docstrings_are_commands(path):
 def test_records_name_the_command_that_makes_them():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     for path in (ROOT / "companion" / "results").glob("*.json"):
-        command = json.loads(path.read_text("utf-8"))["command"]
-        if command.startswith("make "):
-            assert command.removeprefix("make ") in targets
+        line = json.loads(path.read_text("utf-8"))["command"]
+        if line.startswith("make "):
+            assert line.removeprefix("make ") in targets
         else:
-            parse(command)
+            parse(line)
 
 
 def test_make_results_runs_commands():
