@@ -87,10 +87,10 @@ def check_ratio(f: Callable[..., Any]) -> None:
         AssertionError: If ``f`` is wrong; the message names the mistake.
 
     Example:
-        >>> check_ratio(lambda ours, theirs: statistics.median(theirs) / statistics.median(ours))
+        >>> check_ratio(lambda ours, theirs: sum(theirs) / sum(ours))
         Traceback (most recent call last):
-        AssertionError: The medians are divided, which may be of different rounds: divide round by round, then take \
-the median.
+        AssertionError: The means (or sums) are divided, and the slowest rounds decide: divide round by round, then \
+take the median.
     """
     ours, theirs = [0.5, 2.25, 1.0, 0.75, 3.75], [6.5, 2.5, 2.25, 6.25, 5.75]
     ratios = [other / own for own, other in zip(ours, theirs, strict=True)]
