@@ -51,6 +51,7 @@ from .decoding import best_spans as best_spans
 from .decoding import greedy_search as greedy_search
 from .distillation import run_teacher as run_teacher
 from .distillation import stack_decisions as stack_decisions
+from .dropout import Dropout as Dropout
 from .efficient_attention import LinearAttention as LinearAttention
 from .efficient_attention import SlidingWindowAttention as SlidingWindowAttention
 from .efficient_attention import linear_attention as linear_attention

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("checks", "cache", "attention", "packing", "efficient_attention", "positions", "feed_forward", "layers")
-MODULES += ("decoding", "configs", "models.inputs", "models.classifiers", "models.seq2seq", "quantization")
+MODULES = ("checks", "cache", "dropout", "attention", "packing", "efficient_attention", "positions", "feed_forward")
+MODULES += ("layers", "decoding", "configs", "models.inputs", "models.classifiers", "models.seq2seq", "quantization")
 MOST_SURVIVORS = 0.1
 OPTIONS = ["-xq", "--tb=no", "-pno:cacheprovider", "-opythonpath=.", "-Wignore::pytest.PytestAssertRewriteWarning"]
 

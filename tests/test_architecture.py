@@ -22,6 +22,7 @@ ORDER = (
     "cooccurrence",
     "batching",
     "cache",
+    "dropout",
     "attention",
     "packing",
     "attention_maps",
