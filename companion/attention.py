@@ -21,6 +21,7 @@ from companion.checks import (
     check_device,
     check_floating,
     check_like,
+    check_like_weights,
     check_mask,
     check_sequence,
     check_window,
@@ -313,21 +314,14 @@ class MultiHeadAttention(nn.Module):
         if key is query and value is query:
             return self._project_self(query, cache, lengths)
         for name, x in (("key", key), ("value", value)):
-            self._check(name, x)
             if x.size(0) != query.size(0):
                 raise ValueError(f"{name} has batch {x.size(0)}; expected {query.size(0)}, the query's")
-        if key.size(1) != value.size(1):
-            raise ValueError(f"value has length {value.size(1)}; expected {key.size(1)}, the key's")
-        if self.rotary is not None:
-            raise ValueError("key is given to an attention with rotary positions; leave it out, or make one without")
-        q = self._project_rows(query, 0)
-        if cache is None:
-            return q, *self._project_memory(key, value)
-        return q, *cache.once(self, key, value, self._project_memory)
+        k, v = self._project_memory(key, value) if cache is None else cache.once(self, key, value, self._project_memory)
+        return self._project_rows(query, 0), k, v
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.d_model)
-        check_like(name, x, next(self.in_proj.parameters()), "module")
+        check_like_weights(name, x, self.in_proj)
 
     def _project_self(
         self, x: Tensor, cache: KeyValueCache | None, lengths: Sequence[int] | None
@@ -341,6 +335,12 @@ class MultiHeadAttention(nn.Module):
         return (q, k, v) if cache is None else (q, *cache.extend(self, k, v))
 
     def _project_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rotary is not None:
+            raise ValueError("key is given to an attention with rotary positions; leave it out, or make one without")
+        self._check("key", key)
+        self._check("value", value)
+        if key.size(1) != value.size(1):
+            raise ValueError(f"value has length {value.size(1)}; expected {key.size(1)}, the key's")
         return self._project_rows(key, 1), self._project_rows(value, 2)
 
     def _project_rows(self, x: Tensor, which: int) -> Tensor:
@@ -392,7 +392,8 @@ class MultiHeadAttention(nn.Module):
 def _fast_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
 ) -> Tensor:
-    _check_mask_and_bias(query, key, mask, bias)
+    if mask is not None or bias is not None:
+        _check_mask_and_bias(query, key, mask, bias)
     grouped = key.size(1) != query.size(1)
     if mask is None and bias is None and not grouped and _is_faster_unfused(query, key, dropout_p):
         weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)

@@ -1,7 +1,7 @@
 """What the modules say of an input that does not fit: the argument, what came, what was expected."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def printable(text: str) -> str:
@@ -34,6 +34,19 @@ def check_like(name: str, x: Tensor, other: Tensor, owner: str) -> None:
     check_device(name, x, other, owner)
     if x.dtype != other.dtype and not _is_cast(x):
         raise TypeError(f"{name} has dtype {x.dtype}; expected {other.dtype}, the {owner}'s")
+
+
+def check_like_weights(name: str, x: Tensor, module: nn.Module) -> None:
+    """Ask for the device and the dtype of the weights that a module has itself, as `check_like` does.
+
+    Raises:
+        TypeError: If the dtype is another.
+        ValueError: If the device is.
+    """
+    weights = next(
+        weights for weights in module._parameters.values() if weights is not None
+    )  # quicker than parameters()
+    check_like(name, x, weights, "module")
 
 
 def _is_cast(x: Tensor) -> bool:

@@ -48,10 +48,10 @@ def drop(x: Tensor, p: float) -> Tensor:
     """Drop elements of a tensor with probability ``p``, by the quick way where there is one."""
     if not 0 < p < 1 or not draws_quickly(x):
         return F.dropout(x, p)
-    bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device).view(torch.int16)
+    draws = x.new_empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
     least = min(round(p * 2**16), 2**16 - 1) - 2**15
-    kept = bits[: x.numel()].view(x.shape).ge_(least)  # in place, which is quicker than to make bools
-    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+    return x * bits.ge_(least).to(x.dtype).mul_(1 / (1 - p))  # in place, which is quicker than to make bools
 
 
 def draws_quickly(x: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.checks import check_like
+from companion.checks import check_like_weights
 from companion.dropout import Dropout
 
 Activation = Literal["relu", "gelu", "gelu_new", "swiglu"]
@@ -73,5 +73,5 @@ class FeedForward(nn.Module):
         """
         if x.dim() == 0 or x.size(-1) != self.inner.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., d_model={self.inner.in_features})")
-        check_like("x", x, next(self.inner.parameters()), "module")
+        check_like_weights("x", x, self.inner)
         return self.outer(self.dropout(ACTIVATIONS[self.activation](self.inner(x))))

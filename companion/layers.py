@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from companion.attention import MultiHeadAttention
 from companion.cache import KeyValueCache
-from companion.checks import check_like, check_sequence
+from companion.checks import check_like_weights, check_sequence
 from companion.dropout import Dropout
 from companion.feed_forward import Activation, FeedForward
 
@@ -78,7 +78,7 @@ class _Layer(nn.Module):
 
     def _check(self, name: str, x: Tensor) -> None:
         check_sequence(name, x, self.attention.d_model)
-        check_like(name, x, next(self.attention.in_proj.parameters()), "module")
+        check_like_weights(name, x, self.attention_norm)
 
     def _add_and_norm(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:

@@ -86,7 +86,7 @@ def test_the_16_bits_are_uniform():
 @pytest.mark.parametrize(("p", "step"), [(STEP, 1), (3 * STEP, 3), (1 - STEP, 2**16 - 1), (0.5 + STEP, 2**15 + 1)])
 def test_probabilities_are_told_apart_to_the_last_of_16_bits(p, step, monkeypatch):
     every = torch.arange(-(2**15), 2**15).short().view(torch.int64)
-    monkeypatch.setattr(torch, "randint", lambda *_, **__: every.clone())
+    monkeypatch.setattr(torch.Tensor, "random_", lambda draws, *_: draws.copy_(every))
     assert dropped(p, 2**16).sum() == step
 
 
@@ -207,11 +207,12 @@ def test_gradients_of_each_example_are_those_of_its_own_mask(randomness):
 
 
 def assert_same(ours, theirs, x):
-    """Compare two ways of dropping, from the same seed."""
+    """Compare two ways of dropping, from the same seed: what they give, and how many numbers they draw."""
     torch.manual_seed(5)
-    found = ours(x)
+    found, drawn = ours(x), torch.get_rng_state()
     torch.manual_seed(5)
     torch.testing.assert_close(found, theirs(x), rtol=0, atol=0)
+    assert torch.equal(drawn, torch.get_rng_state())
     return found
 
 
@@ -272,5 +273,5 @@ def test_in_dtypes_that_models_are_trained_in_it_draws_in_its_own_way(dtype):
     drop(torch.ones(51, dtype=dtype), 0.3)
     found = torch.get_rng_state()
     torch.manual_seed(6)
-    torch.randint(2**63 - 1, (13,))
+    torch.empty(13, dtype=torch.int64).random_()
     assert torch.equal(found, torch.get_rng_state())
