@@ -75,6 +75,7 @@ from .exercises import check_mean_pooling as check_mean_pooling
 from .exercises import check_multi_head_attention as check_multi_head_attention
 from .exercises import check_multiply_adds as check_multiply_adds
 from .exercises import check_ngram_lengths as check_ngram_lengths
+from .exercises import check_pack as check_pack
 from .exercises import check_padding_mask as check_padding_mask
 from .exercises import check_parameter_count as check_parameter_count
 from .exercises import check_patches as check_patches
@@ -82,6 +83,7 @@ from .exercises import check_permutation_gap as check_permutation_gap
 from .exercises import check_positions as check_positions
 from .exercises import check_post_norm as check_post_norm
 from .exercises import check_quantize as check_quantize
+from .exercises import check_ratio as check_ratio
 from .exercises import check_recurrence as check_recurrence
 from .exercises import check_rotary as check_rotary
 from .exercises import check_sentence_order as check_sentence_order

@@ -1,11 +1,12 @@
 """The method of the benchmarks: turns, ratios, and the proof that outputs are equal."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import turns
+from benchmarks import attention, turns
 from benchmarks.turns import Comparison, advantage, largest_difference, ratios, run, take_turns
 
 
@@ -57,3 +58,11 @@ def test_outputs_that_differ_are_not_timed():
         largest_difference(ours, [close, far], 1e-5)
     with pytest.raises(AssertionError, match="differ by nan"):
         largest_difference(ours, [torch.full((3,), torch.nan)], 1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_the_peak_of_memory_is_that_of_attention_and_not_of_the_process_that_asks():
+    held = torch.ones(2**27)  # 512 MB, past the peak of a process that imports torch and attends
+    ours, explicit = (attention.peak_memory(512, way) for way in ("companion", "explicit"))
+    weights = 4 * attention.HEADS * 512**2
+    assert 0 < ours < weights * 2 < explicit < held.nbytes

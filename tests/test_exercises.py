@@ -2,6 +2,7 @@ import inspect
 import itertools
 import math
 import re
+import statistics
 from collections import Counter
 
 import numpy as np
@@ -34,6 +35,7 @@ from companion.exercises import (
     check_multi_head_attention,
     check_multiply_adds,
     check_ngram_lengths,
+    check_pack,
     check_padding_mask,
     check_parameter_count,
     check_patches,
@@ -41,6 +43,7 @@ from companion.exercises import (
     check_positions,
     check_post_norm,
     check_quantize,
+    check_ratio,
     check_recurrence,
     check_rotary,
     check_sentence_order,
@@ -655,7 +658,47 @@ def patches_by_unfold(images, size):
     return F.unfold(images[:, None], size, stride=size).mT
 
 
+# Performance
+
+
+def pack(x, tokens, keep=lambda row, mask: row[mask]):
+    rows = [keep(row, mask) for row, mask in zip(x, tokens, strict=True)]
+    return torch.cat(rows)[None], [len(row) for row in rows if len(row)]
+
+
+def pack_by_index(x, tokens):
+    places = tokens.flatten().nonzero().squeeze(1)
+    lengths = tokens.sum(dim=1)
+    return x.flatten(0, 1).index_select(0, places).unsqueeze(0), lengths[lengths > 0]
+
+
+def with_lengths(of_tokens):
+    return lambda x, tokens: (pack(x, tokens)[0], of_tokens(tokens))
+
+
+def ratio(ours, theirs, middle=statistics.median, order=list):
+    return middle([other / own for own, other in zip(order(ours), order(theirs), strict=True)])
+
+
+def ratio_in_place(ours, theirs):
+    for place, own in enumerate(ours):
+        theirs[place] /= own
+    theirs.sort()
+    half = len(theirs) // 2
+    return (theirs[half] + theirs[-1 - half]) / 2
+
+
+def ratio_by_numpy(ours, theirs):
+    return np.median(np.divide(theirs, ours))
+
+
 RIGHT = [
+    (check_pack, pack),
+    (check_pack, pack_by_index),
+    (check_pack, lambda x, tokens: (x[tokens].float()[None], tokens.sum(1)[tokens.any(1)].tolist())),
+    (check_ratio, ratio),
+    (check_ratio, ratio_in_place),
+    (check_ratio, ratio_by_numpy),
     (check_quantize, quantize),
     (check_quantize, quantize_row_by_row),
     (check_patches, patches),
@@ -786,6 +829,48 @@ def weighted_sum(weights, upstream):
 
 
 MISTAKES = [
+    (check_pack, lambda x, tokens: pack(x, torch.ones_like(tokens)), "Padding is packed too"),
+    (check_pack, lambda x, tokens: pack(x, tokens, lambda row, mask: row * mask[:, None]), "set to zero but packed"),
+    (check_pack, lambda x, tokens: (x, tokens.sum(1)), "The batch is as it was: put"),
+    (check_pack, lambda x, tokens: (x * tokens[..., None], tokens.sum(1)), "The batch is as it was, its padding"),
+    (check_pack, lambda x, tokens: pack(x.transpose(0, 1), tokens.T), "position by position"),
+    (check_pack, lambda x, tokens: pack(x, ~tokens), "tokens is inverted"),
+    (
+        check_pack,
+        lambda x, tokens: pack(*(y[tokens.sum(1).argsort(descending=True)] for y in (x, tokens))),
+        "The longest sequence comes first",
+    ),
+    (check_pack, lambda x, tokens: (x[tokens], tokens.sum(1)), "packed has no batch axis"),
+    (check_pack, with_lengths(lambda tokens: tokens.sum(1).tolist()), "has a length of 0"),
+    (check_pack, with_lengths(lambda tokens: [tokens.size(1)] * len(tokens)), "count padding: sum tokens over each s"),
+    (
+        check_pack,
+        with_lengths(lambda tokens: [tokens.size(1)] * int(tokens.any(1).sum())),
+        "over each sequence that has any",
+    ),
+    (check_pack, with_lengths(lambda tokens: tokens.sum(0)), "The sum runs over the batch"),
+    (check_pack, with_lengths(lambda tokens: (~tokens).sum(1)), "those of the padding"),
+    (check_pack, lambda x, tokens: (x[tokens][None], np.cumsum(pack(x, tokens)[1]).tolist()), "places where"),
+    (check_pack, lambda x, tokens: (x[tokens][None], [0, *np.cumsum(pack(x, tokens)[1])]), "places between which"),
+    (
+        check_ratio,
+        lambda ours, theirs: statistics.median(theirs) / statistics.median(ours),
+        "The medians are divided, w",
+    ),
+    (check_ratio, lambda ours, theirs: statistics.median(ours) / statistics.median(theirs), "and upside down"),
+    (check_ratio, lambda ours, theirs: ratio(ours, theirs, order=sorted), "The times are sorted"),
+    (check_ratio, lambda ours, theirs: ratio(theirs, ours), "The ratio is upside down"),
+    (check_ratio, lambda ours, theirs: ratio(ours, theirs, statistics.mean), "The mean of the ratios"),
+    (check_ratio, lambda ours, theirs: sum(theirs) / sum(ours), "The means (or sums) are divided"),
+    (check_ratio, lambda ours, theirs: min(theirs) / min(ours), "The fastest rounds"),
+    (check_ratio, lambda ours, theirs: max(theirs) / max(ours), "The slowest rounds"),
+    (
+        check_ratio,
+        lambda ours, theirs: statistics.median(other - own for own, other in zip(ours, theirs, strict=True)),
+        "subtracted",
+    ),
+    (check_ratio, lambda ours, theirs: ratio(ours, theirs, statistics.median_low), "the lower middle one"),
+    (check_ratio, lambda ours, theirs: ratio(ours, theirs, statistics.median_high), "the upper middle one"),
     (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().max()), "One scale serves"),
     (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().max().view(1, 1)), "One scale serves"),
     (check_quantize, shown_in_quantize(largest=lambda weight: weight.abs().amax(0)), "a scale for each column"),
@@ -1501,6 +1586,8 @@ def test_of_two_mistakes_the_first_is_named(check, wrong, first):
             "f returned shape (3, 5, 4) for the output; expected (2, 3, 5, 4).",
         ),
         (check_multiply_adds, lambda *a: 1.0, "f returned type float; expected a number, int."),
+        (check_pack, lambda x, tokens: (x[tokens][None], None), "f returned None for the lengths; expected a tensor"),
+        (check_ratio, lambda ours, theirs: theirs, "f returned type list; expected a number, float."),
         (check_learning_rate, lambda step, d, w: "1e-3", "f returned type str; expected a number, float."),
         (check_mean_loss, lambda parts: torch.ones(2), "f returned type Tensor; expected a number, float."),
         (
@@ -1586,6 +1673,12 @@ def test_another_kind_of_result_is_named_with_what_was_expected(check, wrong, se
             "for the output of 300 tokens at [0, 0, 0, 0], the first entry that differs; expected ",
         ),
         (check_multiply_adds, lambda *a: 7, "f returned 7 for the number of multiply-adds; expected 9828."),
+        (
+            check_pack,
+            with_lengths(lambda tokens: [2, 5, 2]),
+            "f returned 2 for the lengths at [2], the first entry that differs; expected 1.",
+        ),
+        (check_ratio, lambda ours, theirs: 7.0, "f returned 7 for the ratio; expected 2.25."),
         (check_mean_loss, lambda parts: mean_loss(parts[1:]), "f returned 0.9933 for the mean; expected 1.1."),
         (check_calibration_error, lambda p, y, num_bins=10: 2.0, "f returned 2 for the error; expected "),
         (

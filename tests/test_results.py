@@ -93,7 +93,7 @@ def test_every_result_on_imdb_was_measured_on_the_test_split(name):
 def test_every_row_of_the_comparison_has_a_record_for_each_seed():
     group = {BaselineRow: "baselines", Row: "imdb", EnsembleRow: "imdb"}
     names = {f"{group[type(row)]}-{row.name}-{seed}": row for row in ROWS for seed in range(row.seeds)}
-    others = {"imdb", "positions", "albert", "quantization", *HEADLINE, *GPU}
+    others = {"imdb", "positions", "albert", "quantization", "speed", *HEADLINE, *GPU}
     assert {name for name in RESULTS if not name.startswith("study-")} - others == names.keys()
     for name, row in names.items():
         record = load_result(name)
@@ -208,6 +208,60 @@ def test_the_quantized_run_is_the_one_on_record():
     assert floats["bytes"]["linear"] / 4 < integers["bytes"]["linear"] < floats["bytes"]["linear"] / 3
     assert (floats["agreement"], floats["difference"]) == (1.0, 0.0)
     assert 0.99 < integers["agreement"] < 1.0
+
+
+SPEED = {
+    "imports": ("import torch",),
+    "classifier": ("torch.nn", "transformers", "x-transformers"),
+    "wide": ("torch.nn", "transformers", "x-transformers"),
+    "attention": ("fused kernel",),
+    "albert": ("transformers",),
+    "decoding": ("transformers",),
+    "epoch": ("torch.nn", "Keras"),
+    "whole epoch": ("torch.nn", "Keras"),
+    "compiled": ("torch.nn", "torch.nn, compiled", "companion, compiled"),
+}
+"""The parts of the record of speed that compare, and those whom each has beside the package at the least."""
+
+
+def test_the_record_of_speed_says_of_every_row_what_it_was_measured_on():
+    record = load_measurement("speed")
+    assert record.command == "make bench"
+    assert record.hardware["device"] == "cpu"
+    assert record.versions.keys() >= {"torch", "transformers", "x-transformers", "curated-transformers", "keras"}
+    assert {row["part"] for row in record.rows} - {"book"} == {*SPEED, "memory", "profile"}
+    assert all(re.fullmatch(r"[0-9a-f]{40}(-dirty)?", row["commit"]) for row in record.rows)
+
+
+@pytest.mark.parametrize("part", SPEED)
+def test_speeds_were_compared_in_turns_after_the_outputs(part):
+    for row in [row for row in load_measurement("speed").rows if row["part"] == part]:
+        assert {"work", "amount", "unit", "aim", "threads", "difference"} <= row.keys()
+        assert {"companion", *SPEED[part]} <= row["seconds"].keys()
+        assert len({len(seconds) for seconds in row["seconds"].values()}) == 1
+        assert min(map(min, row["seconds"].values())) > 0
+        assert 0 <= row["difference"] <= (0.1 if row.get("precision") == "bfloat16" else 1e-4)
+
+
+def test_speeds_are_of_fifteen_rounds_at_the_least():
+    rows = [row for row in load_measurement("speed").rows if row["part"] in SPEED and row["part"] != "whole epoch"]
+    assert min(len(seconds) for row in rows for seconds in row["seconds"].values()) >= 15
+
+
+def test_the_record_of_speed_has_memory_and_profiles():
+    rows = load_measurement("speed").rows
+    memory = [row["bytes"] for row in rows if row["part"] == "memory"]
+    assert len(memory) == 7
+    assert all(min(peaks.values()) > 0 for peaks in memory)
+    steps = {(row["part"], row["work"]) for row in rows if "training step" in row["work"]}
+    profiles = {(row["of"], row["work"], row["contender"]): row["shares"] for row in rows if row["part"] == "profile"}
+    assert profiles.keys() == {
+        (part, work, name)
+        for part, work in steps
+        if part in ("classifier", "wide")
+        for name in ("companion", "torch.nn")
+    }
+    assert all(sum(shares.values()) == pytest.approx(1, abs=0.01) for shares in profiles.values())
 
 
 MEASUREMENT = Measurement(

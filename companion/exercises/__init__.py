@@ -32,6 +32,8 @@ from companion.exercises.layers import check_learning_rate as check_learning_rat
 from companion.exercises.layers import check_parameter_count as check_parameter_count
 from companion.exercises.layers import check_post_norm as check_post_norm
 from companion.exercises.layers import check_teacher_forcing as check_teacher_forcing
+from companion.exercises.performance import check_pack as check_pack
+from companion.exercises.performance import check_ratio as check_ratio
 from companion.exercises.positions import check_alibi as check_alibi
 from companion.exercises.positions import check_positions as check_positions
 from companion.exercises.positions import check_rotary as check_rotary
