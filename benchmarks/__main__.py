@@ -25,13 +25,13 @@ PEERS = ("transformers", "x-transformers", "curated-transformers", "keras")
 
 
 def timed(
-    comparisons: Callable[[], Iterator[Comparison]], rounds: int = ROUNDS
+    comparisons: Callable[[], Iterator[Comparison]], rounds: int = ROUNDS, *, warm_up: bool = True
 ) -> Callable[[], Iterator[dict[str, Any]]]:
     """Return what times the comparisons one after the other and yields their rows."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for comparison in comparisons():
-            row = run(comparison, rounds)
+            row = run(comparison, rounds, warm_up=warm_up)
             found = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios(row).items())
             print(f"{row['part']:10}  {row['work']:75}  {found}", flush=True)
             yield row
@@ -48,7 +48,7 @@ PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "albert": timed(albert.comparisons),
     "decoding": timed(decoding.comparisons),
     "epoch": timed(epoch.comparisons),
-    "whole epoch": timed(epoch.whole_epochs, rounds=1),
+    "whole epoch": timed(epoch.whole_epochs, rounds=1, warm_up=False),
     "compiled": timed(compiled.comparisons),
     "profile": profiles.rows,
     "book": book.rows,

@@ -37,12 +37,14 @@ class Comparison(NamedTuple):
     settings: Mapping[str, Any] = {}
 
 
-def take_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def take_turns(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Call each once to warm up, then all of them in each round; return the seconds of each call.
 
     The order turns by one place from round to round, so that none always follows the same other one.
     """
-    for contender in contenders.values():
+    for contender in contenders.values() if warm_up else ():
         contender()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -56,9 +58,9 @@ def take_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS
     return seconds
 
 
-def run(comparison: Comparison, rounds: int = ROUNDS) -> dict[str, Any]:
+def run(comparison: Comparison, rounds: int = ROUNDS, *, warm_up: bool = True) -> dict[str, Any]:
     """Time a comparison; return its row of the record."""
-    seconds = take_turns(comparison.contenders, rounds)
+    seconds = take_turns(comparison.contenders, rounds, warm_up=warm_up)
     return {
         **{name: value for name, value in comparison._asdict().items() if name not in ("contenders", "settings")},
         **comparison.settings,
