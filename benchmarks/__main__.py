@@ -71,29 +71,43 @@ def check() -> int:
     return int(fallen > 0)
 
 
+def measure(names: list[str]) -> None:
+    """Run parts and put their rows in the place of the record's; what is done is kept, whatever stops the next one."""
+    record, here = Measurement.load(RECORD) if RECORD.exists() else None, hardware(torch.device("cpu"), 1)
+    if record is not None and record.hardware != here:
+        raise ValueError(f"{RECORD.name} is of another machine, or of another number of threads; run all parts")
+    for name in names:
+        start = time.perf_counter()
+        rows = [{**row, "part": name, "commit": git_commit()} for row in PARTS[name]()]
+        others = [] if record is None else [row for row in record.rows if row["part"] != name]
+        spent = 0.0 if record is None else record.wall_seconds
+        record = Measurement(
+            command="make bench",
+            commit=git_commit(),
+            versions={**package_versions(), **{peer: version(peer) for peer in PEERS}},
+            hardware=here,
+            wall_seconds=round(spent + time.perf_counter() - start, 1),
+            rows=[*others, *rows],
+        )
+        record.save(RECORD)
+
+
 def main(names: list[str]) -> int:
-    """Run the parts; return 0, or 1 where a ratio has fallen below the record's, or 2 where a name is no part's."""
+    """Run the parts; return 0, or 1 where a ratio has fallen below the record's, or 2 where something is missing."""
     warnings.filterwarnings("ignore")
-    if names == ["check"]:
-        return check()
-    unknown = [name for name in names if name not in PARTS]
+    unknown = [name for name in names if name not in PARTS and names != ["check"]]
     if unknown:
         print(f"{unknown[0]!r} is no part; choose from {', '.join(PARTS)}, or check alone", file=sys.stderr)
         return 2
-    start = time.perf_counter()
-    kept = Measurement.load(RECORD) if RECORD.exists() else None
-    rows = [] if kept is None else [row for row in kept.rows if names and row["part"] not in names]
-    for name in names or PARTS:
-        rows += [{**row, "part": name, "commit": git_commit()} for row in PARTS[name]()]
-    before = kept.wall_seconds if kept is not None and names else 0.0
-    Measurement(
-        command="make bench",
-        commit=git_commit(),
-        versions={**package_versions(), **{name: version(name) for name in PEERS}},
-        hardware=hardware(torch.device("cpu"), 1),
-        wall_seconds=round(before + time.perf_counter() - start, 1),
-        rows=rows,
-    ).save(RECORD)
+    try:
+        if names == ["check"]:
+            return check()
+        if not names:
+            RECORD.unlink(missing_ok=True)
+        measure(names or list(PARTS))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
