@@ -29,7 +29,7 @@ class Dropout(nn.Dropout):
         True
     """
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float | int = 0.5) -> None:
         super().__init__(p)
 
     def forward(self, input: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
