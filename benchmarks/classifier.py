@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.encoders import Shape, make_classifiers
 from benchmarks.imdb_batches import MAX_LENGTH, VOCABULARY, Batches, as_they_come, in_buckets
-from benchmarks.turns import Comparison, largest_difference
+from benchmarks.turns import OURS, Comparison, largest_difference
 from companion import TrainingConfig
 from companion.optimization import make_optimizer
 
@@ -37,7 +37,7 @@ def comparisons() -> Iterator[Comparison]:
             work=f"training step, {work}" + (f", attention dropout {dropout}" if dropout else ""),
             amount=batches.tokens,
             unit="tokens",
-            contenders={name: _trainer(model, batches, ours=name == "companion") for name, model in models.items()},
+            contenders={name: _trainer(model, batches, ours=name == OURS) for name, model in models.items()},
             difference=difference,
             aim=aim,
             settings={**settings, "mode": "training"},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
-from benchmarks.turns import Comparison
+from benchmarks.turns import OURS, Comparison
 from companion import Seq2SeqConfig, Seq2SeqTransformer, sinusoidal_encoding
 from companion.attention import MultiHeadAttention
 from companion.layers import DecoderLayer
@@ -124,7 +124,7 @@ def contestants(
     shape = (batch_size, source_length)
     source = torch.randint(first, ours.config.source_vocab_size, shape, generator=generator)
     return {
-        "companion": partial(decode_with_companion, ours, source),
+        OURS: partial(decode_with_companion, ours, source),
         "transformers": partial(decode_with_transformers, theirs, source),
     }
 

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
+from benchmarks.turns import OURS
 from companion import ClassifierConfig, Encoder, EncoderLayer, TextClassifier
-
-Encode = Callable[[Tensor, Tensor], Tensor]
-"""From ``x`` ``(batch, length, d_model)`` and where tokens stand ``(batch, length)`` to a tensor like ``x``."""
 
 
 class Shape(NamedTuple):
@@ -41,12 +39,8 @@ class TorchEncoder(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, shape.num_layers)
         for mine, theirs in zip(_layers(ours), self.encoder.layers, strict=True):
             theirs.self_attn.dropout = shape.attention_dropout
-            pairs = (
-                (mine.attention.in_proj.weight, theirs.self_attn.in_proj_weight),
-                (mine.attention.in_proj.bias, theirs.self_attn.in_proj_bias),
-            )
-            for source, target in pairs:
-                target.data.copy_(source.data)
+            theirs.self_attn.in_proj_weight.data.copy_(mine.attention.in_proj.weight.data)
+            theirs.self_attn.in_proj_bias.data.copy_(mine.attention.in_proj.bias.data)
             _copy(mine.attention.out_proj, theirs.self_attn.out_proj)
             _copy(mine.feed_forward.inner, theirs.linear1)
             _copy(mine.feed_forward.outer, theirs.linear2)
@@ -75,13 +69,7 @@ class BertEncoderPeer(nn.Module):
         self.encoder = BertEncoder(config)
         for mine, theirs in zip(_layers(ours), self.encoder.layer, strict=True):
             attention = theirs.attention.self
-            for rows, linear in zip(
-                mine.attention.in_proj.weight.data.chunk(3),
-                (attention.query, attention.key, attention.value),
-                strict=True,
-            ):
-                linear.weight.data.copy_(rows)
-                linear.bias.data.zero_()
+            _copy_projections(mine, attention.query, attention.key, attention.value)
             _copy(mine.attention.out_proj, theirs.attention.output.dense)
             _copy(mine.feed_forward.inner, theirs.intermediate.dense)
             _copy(mine.feed_forward.outer, theirs.output.dense)
@@ -109,12 +97,7 @@ class XTransformersEncoder(nn.Module):
         )
         sublayers = [block for _, block, _ in self.encoder.layers]
         for mine, attention, network in zip(_layers(ours), sublayers[::2], sublayers[1::2], strict=True):
-            for rows, linear in zip(
-                mine.attention.in_proj.weight.data.chunk(3),
-                (attention.to_q, attention.to_k, attention.to_v),
-                strict=True,
-            ):
-                linear.weight.data.copy_(rows)
+            _copy_projections(mine, attention.to_q, attention.to_k, attention.to_v)
             attention.to_out.weight.data.copy_(mine.attention.out_proj.weight.data)
             _copy(mine.feed_forward.inner, network.ff[0][0])
             _copy(mine.feed_forward.outer, network.ff[2])
@@ -169,11 +152,19 @@ def make_classifiers(shape: Shape, vocab_size: int, max_length: int) -> dict[str
     torch.manual_seed(0)
     ours = TextClassifier(config)
     others = {name: PaddedClassifier(ours, make(ours.encoder, shape)) for name, make in PEERS.items()}
-    return {"companion": ours, **others}
+    return {OURS: ours, **others}
 
 
 def _layers(encoder: Encoder) -> list[EncoderLayer]:
     return list(encoder.layers)  # type: ignore[arg-type]
+
+
+def _copy_projections(layer: EncoderLayer, *linears: nn.Linear) -> None:
+    """Copy the maps of queries, keys and values; a bias, where there is one, is 0."""
+    for rows, linear in zip(layer.attention.in_proj.weight.data.chunk(3), linears, strict=True):
+        linear.weight.data.copy_(rows)
+        if linear.bias is not None:
+            linear.bias.data.zero_()
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import classifier, wide
+from benchmarks.turns import OURS
 
 GROUPS = {
     "attention": ("scaled_dot_product", "flash_attention", "softmax", "bmm", "baddbmm"),
@@ -26,7 +27,7 @@ def rows() -> Iterator[dict[str, Any]]:
     for part, comparisons in (("classifier", classifier.comparisons), ("wide", wide.comparisons)):
         for comparison in comparisons():
             if "training step" in comparison.work:
-                for name in ("companion", "torch.nn"):
+                for name in (OURS, "torch.nn"):
                     shares = profile_shares(comparison.contenders[name])
                     yield {"part": "profile", "of": part, "work": comparison.work, "contender": name, "shares": shares}
 

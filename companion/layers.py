@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 import torch.nn.functional as F
@@ -163,8 +162,8 @@ class EncoderLayer(_Layer):
             ValueError: If a shape or a device does not fit.
         """
         self._check("x", x)
-        attend = partial(self.attention, mask=mask, bias=bias, lengths=lengths)
-        x = self._add_and_norm(x, self.attention_norm, lambda y: attend(y).output)
+        options: dict[str, Any] = {"mask": mask, "bias": bias, "lengths": lengths}
+        x = self._add_and_norm(x, self.attention_norm, lambda y: self.attention(y, **options).output)
         return self._add_and_norm(x, self.feed_forward_norm, self.feed_forward)
 
     @classmethod

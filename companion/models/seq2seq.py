@@ -178,8 +178,8 @@ class Seq2SeqTransformer(nn.Module):
         check_ids("source_ids", source_ids, embedding.weight, self.config.max_length)
         x = self._embed(source_ids, embedding, self.source_positions, 0)
         bias = make_bias(self.config, x.size(1), x.size(1), x.device)
-        memory = encode_tokens(self.transformer.encoder, x, source_ids != self.config.pad_id, bias=bias)
-        return memory, padding_mask(source_ids, self.config.pad_id)
+        mask = padding_mask(source_ids, self.config.pad_id)
+        return encode_tokens(self.transformer.encoder, x, mask[:, 0, 0], bias=bias), mask
 
     def _decode(
         self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor | None, cache: KeyValueCache | None
