@@ -102,6 +102,7 @@ from .layers import DecoderLayer as DecoderLayer
 from .layers import Encoder as Encoder
 from .layers import EncoderDecoder as EncoderDecoder
 from .layers import EncoderLayer as EncoderLayer
+from .linear import Linear as Linear
 from .losses import LossOutput as LossOutput
 from .losses import classification_loss as classification_loss
 from .losses import seq2seq_loss as seq2seq_loss

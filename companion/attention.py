@@ -27,9 +27,14 @@ from companion.checks import (
     check_window,
 )
 from companion.dropout import draws_quickly, drop
+from companion.linear import Linear, linear
 
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's: it plans anew for each shape, which costs 0.1 s on an H100, and batches of texts have many."""
+
+
+MOST_SCORES = 2**21
+"""So many are formed at a time on a CPU, where attention is not fused: 4 MiB in bf16, which its cache holds."""
 
 
 class AttentionOutput(NamedTuple):
@@ -226,8 +231,8 @@ class MultiHeadAttention(nn.Module):
         self.rotary = rotary
         self._heads = (num_heads, num_kv_heads, num_kv_heads)
         widths = [heads * head_dim for heads in self._heads]
-        self.in_proj = nn.Linear(d_model, sum(widths), bias=bias)
-        self.out_proj = nn.Linear(num_heads * head_dim, d_model, bias=bias)
+        self.in_proj = Linear(d_model, sum(widths), bias=bias)
+        self.out_proj = Linear(num_heads * head_dim, d_model, bias=bias)
         for weight in (*self.in_proj.weight.split(widths), self.out_proj.weight):
             nn.init.xavier_uniform_(weight)
         if bias:
@@ -348,7 +353,7 @@ class MultiHeadAttention(nn.Module):
         start = self.head_dim * sum(self._heads[:which])
         rows = slice(start, start + self.head_dim * self._heads[which])
         bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
-        return self._split_heads(F.linear(x, self.in_proj.weight[rows], bias))
+        return self._split_heads(linear(x, self.in_proj.weight[rows], bias))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, n, h * d) -> (b, h, n, d)
@@ -396,8 +401,7 @@ def _fast_attention(
         _check_mask_and_bias(query, key, mask, bias)
     grouped = key.size(1) != query.size(1)
     if mask is None and bias is None and not grouped and _is_faster_unfused(query, key, dropout_p):
-        weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
-        return drop(weights, dropout_p) @ value
+        return _attend_unfused(query, key, value, dropout_p)
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
@@ -412,6 +416,17 @@ def _fast_attention(
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, enable_gqa=grouped)
 
 
+def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """Attend by two products, to so few texts or heads at a time that their scores stay in the processor's cache."""
+    texts, heads, length, _ = query.shape
+    if texts * heads > 1 and texts * heads * length * key.size(-2) > MOST_SCORES:
+        dim = 0 if texts > 1 else 1
+        halves = zip(*(x.chunk(2, dim) for x in (query, key, value)), strict=True)
+        return torch.cat([_attend_unfused(q, k, v, dropout_p) for q, k, v in halves], dim)
+    weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
+    return drop(weights, dropout_p) @ value
+
+
 def _corner(x: Tensor | None, length: int) -> Tensor | None:
     """Cut a mask or a bias of the longest sequence to what concerns one of this length."""
     return None if x is None else torch.atleast_2d(x)[..., :length, :length]
@@ -420,11 +435,12 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
 def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
     """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
 
-    In bf16 they round scores, as the explicit path does; the kernel keeps them in float32.
+    In bf16 they round scores, as the explicit path does; the kernel keeps them in float32. Beyond 2,048 keys the scores
+    that the backward pass needs would take more memory than the speed is worth.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    short = query.dtype == torch.bfloat16 and key.size(-2) <= 512
+    short = query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
     return short or (dropout_p > 0 and draws_quickly(query))
 
 

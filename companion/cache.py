@@ -24,23 +24,25 @@ class KeyValueCache:
     """
 
     def __init__(self) -> None:
-        self._grown: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._grown: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # with room for more behind what is filled
+        self._lengths: dict[nn.Module, int] = {}
         self._fixed: dict[nn.Module, tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]] = {}
 
     @property
     def length(self) -> int:
         """The number of positions that self-attention has seen."""
-        return max(map(self.length_in, self._grown), default=0)
+        return max(self._lengths.values(), default=0)
 
     def length_in(self, attention: nn.Module) -> int:
         """Return the number of positions that one self-attention has seen."""
-        return self._grown[attention][0].size(-2) if attention in self._grown else 0
+        return self._lengths.get(attention, 0)
 
     @property
     def num_bytes(self) -> int:
         """The bytes of all keys and values in it; the memory that cross-attention projected is not the cache's."""
-        pairs = [*self._grown.values(), *(projected for _, projected in self._fixed.values())]
-        return sum(tensor.nbytes for pair in pairs for tensor in pair)
+        tensors = [room[..., : self._lengths[attention], :] for attention, pair in self._grown.items() for room in pair]
+        tensors += [x for _, projected in self._fixed.values() for x in projected]
+        return sum(x.nbytes for x in tensors)
 
     def extend(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values of ``(batch, heads, length, d)`` to those of earlier calls, and return them all.
@@ -48,13 +50,14 @@ class KeyValueCache:
         Raises:
             ValueError: If the cache was filled with another batch.
         """
-        if attention in self._grown:
-            old_key, old_value = self._grown[attention]
-            if old_key.size(0) != key.size(0):
-                raise ValueError(f"query has batch {key.size(0)}; expected {old_key.size(0)}, the cache's")
-            key, value = torch.cat((old_key, key), dim=-2), torch.cat((old_value, value), dim=-2)
-        self._grown[attention] = key, value
-        return key, value
+        length = self.length_in(attention)
+        rooms = self._grown.get(attention, (key[..., :0, :], value[..., :0, :]))
+        if rooms[0].size(0) != key.size(0):
+            raise ValueError(f"query has batch {key.size(0)}; expected {rooms[0].size(0)}, the cache's")
+        key_room, value_room = _write(rooms[0], length, key), _write(rooms[1], length, value)
+        end = length + key.size(-2)
+        self._grown[attention], self._lengths[attention] = (key_room, value_room), end
+        return key_room[..., :end, :], value_room[..., :end, :]
 
     def once(
         self, attention: nn.Module, key: Tensor, value: Tensor, project: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -84,3 +87,19 @@ class KeyValueCache:
             attention: (key.index_select(0, rows), value.index_select(0, rows))
             for attention, (key, value) in self._grown.items()
         }
+
+
+def _write(room: Tensor, length: int, x: Tensor) -> Tensor:
+    """Return room with ``x`` behind its first ``length`` positions.
+
+    Room that is full moves to twice as much: a step copies one position instead of all. Where gradients may flow
+    nothing is overwritten.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or room.dtype != x.dtype:
+        return torch.cat((room[..., :length, :], x), dim=-2)
+    end = length + x.size(-2)
+    if end > room.size(-2) or room.is_inference() != torch.is_inference_mode_enabled():
+        old, room = room, x.new_empty((*x.shape[:-2], 2 * end, x.size(-1)))
+        room[..., :length, :] = old[..., :length, :]
+    room[..., length:end, :] = x
+    return room

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from companion.checks import check_like_weights
 from companion.dropout import Dropout
+from companion.linear import Linear
 
 Activation = Literal["relu", "gelu", "gelu_new", "swiglu"]
 
@@ -54,8 +55,8 @@ class FeedForward(nn.Module):
             raise ValueError(f"activation={activation!r} is unknown; choose one of {get_args(Activation)}")
         gated = activation == "swiglu"
         self.activation = activation
-        self.inner = nn.Linear(d_model, 2 * d_ff if gated else d_ff, bias=not gated)
-        self.outer = nn.Linear(d_ff, d_model, bias=not gated)
+        self.inner = Linear(d_model, 2 * d_ff if gated else d_ff, bias=not gated)
+        self.outer = Linear(d_ff, d_model, bias=not gated)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:

@@ -101,8 +101,8 @@ class _Layer(nn.Module):
         )
         layer.attention = MultiHeadAttention.from_torch(module.self_attn)
         layer.attention_norm = copy.deepcopy(module.norm1)
-        layer.feed_forward.inner = copy.deepcopy(module.linear1)
-        layer.feed_forward.outer = copy.deepcopy(module.linear2)
+        for ours, theirs in ((layer.feed_forward.inner, module.linear1), (layer.feed_forward.outer, module.linear2)):
+            ours.weight, ours.bias = copy.deepcopy(theirs.weight), copy.deepcopy(theirs.bias)
         layer.feed_forward_norm = copy.deepcopy(feed_forward_norm)
         return layer.train(module.training)
 

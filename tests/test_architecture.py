@@ -23,6 +23,7 @@ ORDER = (
     "batching",
     "cache",
     "dropout",
+    "linear",
     "attention",
     "packing",
     "attention_maps",

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from companion import attention as attention_module
 from companion.attention import (
     MultiHeadAttention,
     causal_mask,
@@ -828,15 +829,15 @@ def test_gradients_of_a_short_training_step_in_bf16_are_within_its_rounding_of_f
 @pytest.mark.parametrize(
     ("shape", "settings", "inputs", "training", "fused"),
     [
-        ((512, 512), {}, {}, True, False),
-        ((600, 512), {}, {}, True, False),
-        ((512, 513), {}, {}, True, True),
+        ((9, 2_048), {}, {}, True, False),
+        ((2_049, 9), {}, {}, True, False),
+        ((9, 2_049), {}, {}, True, True),
         ((512, 512), {}, {}, False, True),
         ((512, 512), {}, {"mask": torch.ones(512).bool()}, True, True),
         ((512, 512), {}, {"bias": torch.ones(512)}, True, True),
         ((512, 512), {"num_kv_heads": 1}, {}, True, True),
     ],
-    ids=["512 keys", "more queries", "513 keys", "no gradient", "mask", "bias", "grouped"],
+    ids=["2,048 keys", "more queries", "2,049 keys", "no gradient", "mask", "bias", "grouped"],
 )
 def test_two_products_take_the_place_of_the_kernel_in_a_short_training_step_in_bf16(
     monkeypatch, precision, shape, settings, inputs, training, fused
@@ -856,7 +857,7 @@ def test_two_products_take_the_place_of_the_kernel_in_a_short_training_step_in_b
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
-@pytest.mark.parametrize("length", [1, 9, 511, 512, 513])
+@pytest.mark.parametrize("length", [1, 9, 511, 512, 513, 1_100, 2_049])
 def test_a_training_step_in_bf16_is_within_its_rounding_of_float64_at_any_length(precision, length):
     reference = MultiHeadAttention(16, 2).double()
     attention = copy.deepcopy(reference).bfloat16()
@@ -877,6 +878,24 @@ def test_a_training_step_in_bf16_is_within_its_rounding_of_float64_at_any_length
     expected = gradients(expected, [high, *reference.parameters()])
     for one, other in zip(found, expected, strict=True):
         assert (one.double() - other).norm() <= 14 * 2**-8 * max(other.norm().item(), 1e-3)
+
+
+@pytest.mark.parametrize(("texts", "heads"), [(1, 1), (1, 4), (5, 1), (3, 3), (2, 4)])
+@pytest.mark.parametrize("most", [1, 3 * 7 * 9, 10**9])
+def test_texts_and_heads_that_are_taken_some_at_a_time_give_what_they_give_together(monkeypatch, texts, heads, most):
+    """Halves of 5 and of 3 are unequal; with 1 score at a time each text and each head stands alone."""
+    monkeypatch.setattr(attention_module, "MOST_SCORES", most)
+    formed, softmax = [], torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: formed.append(x.numel()) or softmax(x, dim=dim))
+    inputs = [randn(texts, heads, length, 4).requires_grad_() for length in (7, 9, 9)]
+    output = attention_module._attend_unfused(*inputs, 0.0)
+    expected = F.scaled_dot_product_attention(*inputs)
+    close(output, expected)
+    for actual, right in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
+        close(actual, right)
+    assert sum(formed) == texts * heads * 7 * 9
+    assert max(formed) <= max(most, 7 * 9)
+    assert (len(formed) == 1) is (sum(formed) <= max(most, 7 * 9))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])

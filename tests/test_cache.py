@@ -1,8 +1,13 @@
 import copy
+import itertools
+import math
 from functools import partial
 
 import pytest
 import torch
+from gradients import gradients
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from companion.attention import MultiHeadAttention, causal_mask
@@ -107,3 +112,75 @@ def test_reordering_leaves_memories_where_they_are():
     attention(query, memory, cache=cache)
     cache.reorder(torch.tensor([1, 0]))
     close(attention(query, memory, cache=cache).output, attention(query, memory).output)
+
+
+# --- Room ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+def test_pieces_of_any_lengths_give_what_they_give_in_a_row(mode, lengths, seed):
+    torch.manual_seed(seed)
+    keys, values = randn(2, 3, sum(lengths), 4), randn(2, 1, sum(lengths), 6)
+    cache, attention, returned = KeyValueCache(), nn.Identity(), []
+    with mode():
+        for key, value in zip(keys.split(lengths, dim=2), values.split(lengths, dim=2), strict=True):
+            returned.append(cache.extend(attention, key, value))
+    for end, (key, value) in zip(torch.tensor(lengths).cumsum(0).tolist(), returned, strict=True):
+        exactly(key, keys[:, :, :end])  # what was returned earlier is not overwritten later
+        exactly(value, values[:, :, :end])
+    assert cache.num_bytes == keys.nbytes + values.nbytes
+
+
+def test_a_step_copies_one_position_and_moves_all_of_them_rarely():
+    cache, attention, addresses = KeyValueCache(), nn.Identity(), []
+    with torch.inference_mode():
+        for _ in range(256):
+            key, value = cache.extend(attention, randn(1, 2, 1, 4), randn(1, 2, 1, 4))
+            addresses.append((key.data_ptr(), value.data_ptr()))
+    moves = sum(one != other for one, other in itertools.pairwise(addresses))
+    assert moves <= math.log2(256)
+
+
+@pytest.mark.parametrize("first", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("then", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_cache_that_one_mode_filled_goes_on_in_another(first, then):
+    cache, attention, x = KeyValueCache(), MultiHeadAttention(8, 2).double().requires_grad_(False), randn(2, 5, 8)
+    with first():
+        attention(x[:, :2], cache=cache)
+        attention(x[:, 2:3], cache=cache)
+    with then():
+        outputs = [attention(x[:, i : i + 1], cache=cache).output for i in (3, 4)]
+    close(torch.cat(outputs, dim=1), attention(x, mask=causal_mask(5)).output[:, 3:])
+
+
+def test_gradients_flow_through_a_cache_to_all_that_filled_it():
+    attention, cache, x = MultiHeadAttention(8, 2).double(), KeyValueCache(), randn(1, 4, 8).requires_grad_()
+    outputs = [attention(x[:, i : i + 1], cache=cache).output for i in range(4)]
+    whole = attention(x, mask=causal_mask(4)).output
+    for actual, expected in zip(
+        gradients(torch.cat(outputs, dim=1), [x, *attention.parameters()]),
+        gradients(whole, [x, *attention.parameters()]),
+        strict=True,
+    ):
+        close(actual, expected)
+
+
+def test_keys_of_a_wider_dtype_are_not_rounded_to_that_of_earlier_ones():
+    cache, attention, key, value = KeyValueCache(), nn.Identity(), randn(1, 1, 2, 4), randn(1, 1, 2, 4)
+    with torch.no_grad():
+        cache.extend(attention, key.float()[:, :, :1], value.float()[:, :, :1])
+        wide, _ = cache.extend(attention, key[:, :, 1:], value[:, :, 1:])
+    exactly(wide[:, :, 1:], key[:, :, 1:])
+
+
+def test_rows_reordered_in_room_go_on_apart():
+    """Two beams that continue one row write to different places."""
+    cache, attention, keys = KeyValueCache(), nn.Identity(), randn(2, 1, 2, 4)
+    with torch.inference_mode():
+        for i in range(2):
+            cache.extend(attention, keys[:, :, i : i + 1], keys[:, :, i : i + 1])
+        cache.reorder(torch.tensor([1, 1]))
+        new = randn(2, 1, 1, 4)
+        key, _ = cache.extend(attention, new, new)
+    exactly(key, torch.cat((keys[[1, 1]], new), dim=2))

@@ -15,6 +15,7 @@ from companion.configs import Seq2SeqConfig
 from companion.decoding import beam_search, greedy_search
 from companion.dropout import Dropout
 from companion.layers import EncoderDecoder
+from companion.linear import Linear, linear
 from companion.models.inputs import add_positions, make_bias, make_embedding, make_positions, make_rotary
 from companion.packing import encode_tokens
 
@@ -56,7 +57,7 @@ class Seq2SeqTransformer(nn.Module):
             num_kv_heads=config.num_kv_heads,
             rotary=make_rotary(config, config.head_dim),
         )
-        self.output = None if config.tie_output else nn.Linear(config.d_model, config.target_vocab_size, bias=False)
+        self.output = None if config.tie_output else Linear(config.d_model, config.target_vocab_size, bias=False)
 
     def forward(
         self, source_ids: Int[Tensor, "batch source"], target_ids: Int[Tensor, "batch target"]
@@ -199,4 +200,4 @@ class Seq2SeqTransformer(nn.Module):
         return self.dropout(add_positions(x, positions, offset))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.target_embedding.weight) if self.output is None else self.output(x)
+        return linear(x, self.target_embedding.weight) if self.output is None else self.output(x)
