@@ -243,6 +243,11 @@ def test_speeds_were_compared_in_turns_after_the_outputs(part):
         assert 0 <= row["difference"] <= (0.1 if row.get("precision") == "bfloat16" else 1e-4)
 
 
+def test_speeds_are_of_fifteen_rounds_at_the_least():
+    rows = [row for row in load_measurement("speed").rows if row["part"] in SPEED and row["part"] != "whole epoch"]
+    assert min(len(seconds) for row in rows for seconds in row["seconds"].values()) >= 15
+
+
 def test_the_record_of_speed_has_memory_and_profiles():
     rows = load_measurement("speed").rows
     memory = [row["bytes"] for row in rows if row["part"] == "memory"]
