@@ -880,7 +880,7 @@ def test_a_training_step_in_bf16_is_within_its_rounding_of_float64_at_any_length
         assert (one.double() - other).norm() <= 14 * 2**-8 * max(other.norm().item(), 1e-3)
 
 
-@pytest.mark.parametrize(("texts", "heads"), [(1, 1), (1, 4), (5, 1), (3, 3), (2, 4)])
+@pytest.mark.parametrize(("texts", "heads"), [(1, 1), (1, 3), (1, 4), (5, 1), (3, 3), (2, 4)])
 @pytest.mark.parametrize("most", [1, 3 * 7 * 9, 10**9])
 def test_texts_and_heads_that_are_taken_some_at_a_time_give_what_they_give_together(monkeypatch, texts, heads, most):
     """Halves of 5 and of 3 are unequal; with 1 score at a time each text and each head stands alone."""
@@ -896,6 +896,25 @@ def test_texts_and_heads_that_are_taken_some_at_a_time_give_what_they_give_toget
     assert sum(formed) == texts * heads * 7 * 9
     assert max(formed) <= max(most, 7 * 9)
     assert (len(formed) == 1) is (sum(formed) <= max(most, 7 * 9))
+
+
+def test_so_many_scores_are_formed_at_a_time_as_two_heads_of_1024_positions_have(monkeypatch):
+    formed, softmax = [], torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: formed.append(x.numel()) or softmax(x, dim=dim))
+    attention, x = MultiHeadAttention(6, 3).bfloat16(), torch.randn(1, 1_024, 6).bfloat16()
+    attention(x)
+    assert formed == [2 * 1_024**2, 1_024**2]
+
+
+def test_dropout_acts_on_heads_that_are_taken_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(attention_module, "MOST_SCORES", 1)
+    n, heads, p = 64, 8, 0.25
+    query = key = torch.zeros(1, heads, n, 4)
+    weights = attention_module._attend_unfused(query, key, torch.eye(n).expand(1, heads, n, n), p)
+    dropped = weights == 0
+    torch.testing.assert_close(weights[~dropped], torch.full_like(weights[~dropped], 1 / (n * (1 - p))))
+    assert dropped.double().mean().item() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / weights.numel()))
+    assert len({tuple(row) for row in dropped.flatten(0, 2).tolist()}) == heads * n  # each draws its own
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
