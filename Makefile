@@ -55,11 +55,11 @@ test: lint  ## Check everything: lint, unit tests, stored outputs of the chapter
 	$(BIN)/python -X warn_default_encoding -m pytest --nbval --nbval-current-env tests book
 
 bench: export TQDM_DISABLE := 1
-bench: .venv/installed-bench,book  ## Time the package beside its peers, and draw the page on it; takes an hour of a quiet machine
+bench: .venv/installed-bench,book,test  ## Time the package beside its peers, and draw the page on it; takes an hour of a quiet machine
 	$(BIN)/python -m benchmarks
 	$(BIN)/python book/_tools/execute.py book/performance.ipynb
 
-bench-check: .venv/installed-bench,book  ## Time a part anew, and compare the ratios with the record
+bench-check: .venv/installed-bench,book,test  ## Time a part anew, and compare the ratios with the record
 	$(BIN)/python -m benchmarks check
 
 gpu-check: .venv/installed-book,test  ## Compare an NVIDIA GPU with the CPU, and train on it; skipped where there is none

@@ -3,6 +3,7 @@
 Parts that are not named keep their rows. ``python -m benchmarks check`` compares ratios with the record instead.
 """
 
+import subprocess
 import sys
 import time
 import warnings
@@ -105,7 +106,7 @@ def main(names: list[str]) -> int:
         if not names:
             RECORD.unlink(missing_ok=True)
         measure(names or list(PARTS))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
