@@ -32,7 +32,6 @@ from companion.linear import Linear, linear
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's: it plans anew for each shape, which costs 0.1 s on an H100, and batches of texts have many."""
 
-
 MOST_SCORES = 2**21
 """So many are formed at a time on a CPU, where attention is not fused: 4 MiB in bf16, which its cache holds."""
 

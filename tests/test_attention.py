@@ -880,13 +880,19 @@ def test_a_training_step_in_bf16_is_within_its_rounding_of_float64_at_any_length
         assert (one.double() - other).norm() <= 14 * 2**-8 * max(other.norm().item(), 1e-3)
 
 
+@pytest.fixture
+def formed(monkeypatch):
+    """Collect the number of scores of each softmax."""
+    numbers, softmax = [], torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: numbers.append(x.numel()) or softmax(x, dim=dim))
+    return numbers
+
+
 @pytest.mark.parametrize(("texts", "heads"), [(1, 1), (1, 3), (1, 4), (5, 1), (3, 3), (2, 4)])
 @pytest.mark.parametrize("most", [1, 3 * 7 * 9, 10**9])
-def test_texts_and_heads_that_are_taken_some_at_a_time_give_what_they_give_together(monkeypatch, texts, heads, most):
+def test_texts_and_heads_taken_some_at_a_time_give_what_they_give_together(monkeypatch, formed, texts, heads, most):
     """Halves of 5 and of 3 are unequal; with 1 score at a time each text and each head stands alone."""
     monkeypatch.setattr(attention_module, "MOST_SCORES", most)
-    formed, softmax = [], torch.Tensor.softmax
-    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: formed.append(x.numel()) or softmax(x, dim=dim))
     inputs = [randn(texts, heads, length, 4).requires_grad_() for length in (7, 9, 9)]
     output = attention_module._attend_unfused(*inputs, 0.0)
     expected = F.scaled_dot_product_attention(*inputs)
@@ -898,9 +904,7 @@ def test_texts_and_heads_that_are_taken_some_at_a_time_give_what_they_give_toget
     assert (len(formed) == 1) is (sum(formed) <= max(most, 7 * 9))
 
 
-def test_so_many_scores_are_formed_at_a_time_as_two_heads_of_1024_positions_have(monkeypatch):
-    formed, softmax = [], torch.Tensor.softmax
-    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: formed.append(x.numel()) or softmax(x, dim=dim))
+def test_so_many_scores_are_formed_at_a_time_as_two_heads_of_1024_positions_have(formed):
     attention, x = MultiHeadAttention(6, 3).bfloat16(), torch.randn(1, 1_024, 6).bfloat16()
     attention(x)
     assert formed == [2 * 1_024**2, 1_024**2]
