@@ -1,6 +1,7 @@
 """Run the benchmarks and write the record that the book draws: ``python -m benchmarks [part ...]``.
 
-Parts that are not named keep their rows. ``python -m benchmarks check`` compares ratios with the record instead.
+Where there is a GPU, it is timed, at sizes that keep it busy, and a record of its own is written. Parts that are not
+named keep their rows. ``python -m benchmarks check`` compares ratios with the record instead.
 """
 
 import subprocess
@@ -11,14 +12,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from benchmarks import albert, attention, book, classifier, compiled, decoding, epoch, imports, profiles, wide
-from benchmarks.turns import ROUNDS, Comparison, advantage, ratios, run
+from benchmarks.turns import DEVICE, ROUNDS, Comparison, advantage, ratios, run, sized
 from companion.records import Measurement, git_commit, hardware, package_versions
 from companion.results import FOLDER
 
-RECORD = FOLDER / "speed.json"
+RECORD = FOLDER / sized(cpu="speed.json", gpu="speed-gpu.json")
 CHECKED = (imports, classifier, wide, decoding)
 """The parts that a check times: those that take seconds a round."""
 CHECK_ROUNDS, TOLERATED = 5, 0.8
@@ -54,6 +53,8 @@ PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
     "profile": profiles.rows,
     "book": book.rows,
 }
+HERE = [part for part in PARTS if part not in sized(cpu=(), gpu=("imports", "profile", "book"))]
+"""Those that a record of this device has."""
 
 
 def check() -> int:
@@ -74,7 +75,8 @@ def check() -> int:
 
 def measure(names: list[str]) -> None:
     """Run parts and put their rows in the place of the record's; what is done is kept, whatever stops the next one."""
-    record, here = Measurement.load(RECORD) if RECORD.exists() else None, hardware(torch.device("cpu"), 1)
+    anew = not RECORD.exists() or set(names) >= set(HERE)
+    record, here = None if anew else Measurement.load(RECORD), hardware(DEVICE, 1)
     if record is not None and record.hardware != here:
         raise ValueError(f"{RECORD.name} is of another machine, or of another number of threads; run all parts")
     for name in names:
@@ -96,16 +98,14 @@ def measure(names: list[str]) -> None:
 def main(names: list[str]) -> int:
     """Run the parts; return 0, or 1 where a ratio has fallen below the record's, or 2 where something is missing."""
     warnings.filterwarnings("ignore")
-    unknown = [name for name in names if name not in PARTS and names != ["check"]]
+    unknown = [] if names == ["check"] else [name for name in names if name not in PARTS]
     if unknown:
         print(f"{unknown[0]!r} is no part; choose from {', '.join(PARTS)}, or check alone", file=sys.stderr)
         return 2
     try:
         if names == ["check"]:
             return check()
-        if not names:
-            RECORD.unlink(missing_ok=True)
-        measure(names or list(PARTS))
+        measure(names or HERE)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 2

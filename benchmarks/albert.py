@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 import transformers
-from curated_transformers.layers import AttentionMask
+from curated_transformers.layers import AttentionMask, enable_torch_sdp
 from curated_transformers.models import ALBERTConfig, ALBERTEncoder
 from torch import Tensor, nn
 
 from benchmarks.imdb_batches import as_they_come
-from benchmarks.turns import OURS, Comparison, largest_difference
+from benchmarks.turns import DEVICE, OURS, Comparison, largest_difference, sized
 from companion import AlbertForSequenceClassification, load_albert
 
-TOKENS = 512
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+TOKENS, TEXTS = sized(cpu=(512, 4), gpu=(16_384, 32))
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.01}
 """Of logits whose deviation over texts is about 0.1."""
 
 
@@ -26,7 +26,7 @@ def comparisons() -> Iterator[Comparison]:
         for length, lengths, aim in (
             (128, [128] * (TOKENS // 128), full),
             (512, [512] * (TOKENS // 512), full),
-            (512, _real_lengths(4), 1.5),
+            (512, _real_lengths(TEXTS), 1.5),
         ):
             yield from _compare(models, dtype, length, lengths, aim)
 
@@ -35,14 +35,19 @@ def _compare(
     models: dict[str, nn.Module], dtype: torch.dtype, length: int, lengths: list[int], aim: float
 ) -> Iterator[Comparison]:
     generator = torch.Generator().manual_seed(0)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    ids = torch.randint(5, 30_000, mask.shape, generator=generator).masked_fill(~mask, 0)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(DEVICE)
+    ids = torch.randint(5, 30_000, mask.shape, generator=generator).to(DEVICE).masked_fill(~mask, 0)
     given = None if mask.all() else mask
     precision = str(dtype).removeprefix("torch.")
     texts = f"{len(lengths)} of {length} tokens" if given is None else f"{len(lengths)} of real lengths up to {length}"
     readers = {name: _reader(name, model, ids, given, dtype) for name, model in models.items()}
     mine, *others = [read() for read in readers.values()]
-    settings = {"precision": precision, "length": length, "real_lengths": given is not None}
+    settings = {
+        "precision": precision,
+        "length": length,
+        "real_lengths": given is not None,
+        "padding": round(1 - float(mask.float().mean()), 3),
+    }
     forward = Comparison(
         part="albert",
         work=f"inference, {texts}, {precision}",
@@ -54,7 +59,7 @@ def _compare(
         settings={**settings, "mode": "inference"},
     )
     yield forward
-    trained = {name: model for name, model in models.items() if name != "curated-transformers"}
+    trained = {name: model for name, model in models.items() if not name.startswith("curated")}
     yield forward._replace(
         work=f"training step, {texts}, {precision}",
         contenders={name: _trainer(model, ids, given, dtype) for name, model in trained.items()},
@@ -78,14 +83,21 @@ def _make_models() -> dict[str, nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = load_albert(folder, AlbertForSequenceClassification)
-    return {OURS: ours, "transformers": theirs, "curated-transformers": CuratedAlbert(theirs)}
+    models = {
+        OURS: ours,
+        "transformers": theirs,
+        "curated-transformers": CuratedAlbert(theirs),
+        "curated-transformers, sdp": CuratedAlbert(theirs, fused=True),
+    }
+    return {name: model.to(DEVICE) for name, model in models.items()}
 
 
 class CuratedAlbert(nn.Module):
     """curated-transformers' ALBERT under the pooler and the classifier of transformers'."""
 
-    def __init__(self, theirs: transformers.AlbertForSequenceClassification) -> None:
+    def __init__(self, theirs: transformers.AlbertForSequenceClassification, *, fused: bool = False) -> None:
         super().__init__()
+        self.fused = fused
         self.encoder = ALBERTEncoder(ALBERTConfig())
         self.encoder.load_state_dict(ALBERTEncoder.state_dict_from_hf(theirs.albert.state_dict()), strict=False)
         self.pooler, self.classifier = theirs.albert.pooler, theirs.classifier
@@ -93,7 +105,8 @@ class CuratedAlbert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the logits of the labels, ``(batch, 2)``."""
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask
-        hidden = self.encoder(input_ids, AttentionMask(mask)).last_hidden_layer_state
+        with enable_torch_sdp(self.fused):
+            hidden = self.encoder(input_ids, AttentionMask(mask)).last_hidden_layer_state
         return self.classifier(self.pooler(hidden[:, 0]).tanh())
 
 
@@ -101,7 +114,7 @@ def _reader(name: str, model: nn.Module, ids: Tensor, mask: Tensor | None, dtype
     @torch.inference_mode()
     def read() -> Tensor:
         model.eval()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
             logits = model(ids, mask)
         return (logits.logits if name == "transformers" else logits).float()
 
@@ -110,11 +123,11 @@ def _reader(name: str, model: nn.Module, ids: Tensor, mask: Tensor | None, dtype
 
 def _trainer(model: nn.Module, ids: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Callable[[], None]:
     """Return forward and backward pass; no optimizer, which is the same for both."""
-    labels = torch.arange(len(ids)) % 2
+    labels = torch.arange(len(ids), device=DEVICE) % 2
 
     def train() -> None:
         model.train()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
             output = model(ids, mask)
         logits = output if isinstance(output, Tensor) else output.logits
         F.cross_entropy(logits.float(), labels).backward()

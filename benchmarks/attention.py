@@ -12,36 +12,47 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.turns import OURS, Comparison, largest_difference
+from benchmarks.turns import DEVICE, OURS, Comparison, largest_difference, sized
 from companion import MultiHeadAttention, scaled_dot_product_attention
 
-HEADS, HEAD_DIM = 4, 64
+HEADS, POSITIONS = sized(cpu=(4, 2_048), gpu=(16, 16_384))
+HEAD_DIM = 64
 LENGTHS = (128, 256, 512, 1_024, 2_048, 4_096, 8_192)
 LONGEST_EXPLICIT = 2_048
+TOLERANCES = {torch.float32: sized(cpu=1e-4, gpu=1e-3), torch.bfloat16: 0.1}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def ways(length: int) -> dict[str, Attend]:
+KERNELS: dict[str, tuple[SDPBackend, tuple[torch.dtype, ...]]] = sized(
+    cpu={"fused kernel": (SDPBackend.FLASH_ATTENTION, (torch.float32, torch.bfloat16))},
+    gpu={
+        "efficient kernel": (SDPBackend.EFFICIENT_ATTENTION, (torch.float32, torch.bfloat16)),
+        "flash kernel": (SDPBackend.FLASH_ATTENTION, (torch.bfloat16,)),
+        "cuDNN kernel": (SDPBackend.CUDNN_ATTENTION, (torch.bfloat16,)),
+    },
+)
+"""PyTorch's fused ones here, and what they take."""
+
+
+def ways(length: int, dtype: torch.dtype = torch.float32) -> dict[str, Attend]:
     """Return what computes attention of queries, keys and values, ``(batch, heads, length, head_dim)`` each."""
     module = MultiHeadAttention(HEADS * HEAD_DIM, HEADS)
-    found: dict[str, Attend] = {
-        OURS: lambda q, k, v: module._attend(q, k, v, None, None),
-        "fused kernel": _fused,
-    }
+    found: dict[str, Attend] = {OURS: lambda q, k, v: module._attend(q, k, v, None, None)}
+    found |= {name: _by(kernel) for name, (kernel, taken) in KERNELS.items() if dtype in taken}
     if length <= LONGEST_EXPLICIT:
         found["explicit"] = lambda q, k, v: scaled_dot_product_attention(q, k, v).output
-        found["unfused kernel"] = _unfused
+        found["unfused kernel"] = _by(SDPBackend.MATH)
     return found
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Yield each length, of 2,048 positions in all or one sequence of more."""
+    """Yield each length, of a few thousand positions in all or one sequence of more."""
     for dtype in (torch.float32, torch.bfloat16):
         for length in LENGTHS:
-            batch = max(1, 2_048 // length)
+            batch = max(1, POSITIONS // length)
             torch.manual_seed(0)
-            inputs = [torch.randn(batch, length, HEADS, HEAD_DIM, dtype=dtype).transpose(1, 2) for _ in range(3)]
-            contenders = {name: _passes(attend, inputs) for name, attend in ways(length).items()}
+            inputs = [x.to(dtype) for x in _draw(length, batch)]
+            contenders = {name: _passes(attend, inputs) for name, attend in ways(length, dtype).items()}
             mine, *others = [passes() for passes in contenders.values()]
             precision = str(dtype).removeprefix("torch.")
             yield Comparison(
@@ -50,7 +61,7 @@ def comparisons() -> Iterator[Comparison]:
                 amount=batch * length,
                 unit="positions",
                 contenders=contenders,
-                difference=largest_difference(mine, others, 1e-4 if dtype == torch.float32 else 0.1),
+                difference=largest_difference(mine, others, TOLERANCES[dtype]),
                 aim=1 / 1.05,
                 settings={"precision": precision, "length": length},
             )
@@ -64,7 +75,9 @@ def memory_rows() -> Iterator[dict[str, Any]]:
 
 
 def peak_memory(length: int, way: str) -> int:
-    """Return the bytes by which forward and backward pass of one sequence raise a fresh process's peak."""
+    """Return the bytes by which forward and backward pass of one sequence raise the peak: a GPU's, or a process's."""
+    if DEVICE.type == "cuda":
+        return _raise_peak(length, way)
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.attention", str(length), way]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -80,31 +93,33 @@ def _passes(attend: Attend, inputs: list[Tensor]) -> Callable[[], Tensor]:
     return passes
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return F.scaled_dot_product_attention(query, key, value)
+def _by(kernel: SDPBackend) -> Attend:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return F.scaled_dot_product_attention(query, key, value)
 
-
-def _unfused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(query, key, value)
+    return attend
 
 
 def _raise_peak(length: int, way: str) -> int:
     attend = ways(length)[way]
     _passes(attend, _draw(16))()  # what the first call alone allocates is not the length's
     passes = _passes(attend, _draw(length))
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before = _peak()
     passes()
     return _peak() - before
 
 
-def _draw(length: int) -> list[Tensor]:
-    return [torch.randn(1, length, HEADS, HEAD_DIM).transpose(1, 2) for _ in range(3)]
+def _draw(length: int, batch: int = 1) -> list[Tensor]:
+    return [torch.randn(batch, length, HEADS, HEAD_DIM, device=DEVICE).transpose(1, 2) for _ in range(3)]
 
 
 def _peak() -> int:
-    """Return the bytes of this process's peak, where ``ru_maxrss`` has that of the process that started it, too."""
+    """Return the bytes of the peak; of a process, where ``ru_maxrss`` has that of the process that started it, too."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text("utf-8"), re.MULTILINE)
     assert found is not None
     return 1024 * int(found[1])

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.encoders import PEERS, Shape, make_encoder
-from benchmarks.turns import OURS, Comparison, largest_difference
+from benchmarks.encoders import Shape, TorchEncoder, make_encoder
+from benchmarks.turns import DEVICE, OURS, Comparison, largest_difference, sized
 
-CASES = ((Shape(64, 2, 2), 32), (Shape(256, 4, 4), 8))
+CASES = sized(
+    cpu=((Shape(64, 2, 2), 32), (Shape(256, 4, 4), 8)), gpu=((Shape(256, 4, 4), 64), (Shape(1_024, 16, 8), 32))
+)
 LENGTH = 256
 
 
@@ -17,15 +19,15 @@ def comparisons() -> Iterator[Comparison]:
     for shape, batch in CASES:
         torch.manual_seed(0)
         ours = make_encoder(shape)
-        theirs = PEERS["torch.nn"](ours, shape)
+        theirs = TorchEncoder(ours, shape).encoder.to(DEVICE)
         models = {
             OURS: ours,
             "companion, compiled": torch.compile(ours),
             "torch.nn": theirs,
             "torch.nn, compiled": torch.compile(theirs),
         }
-        x = torch.randn(batch, LENGTH, shape.d_model)
-        steps = {name: _step(model, x, ours=name.startswith(OURS)) for name, model in models.items()}
+        x = torch.randn(batch, LENGTH, shape.d_model, device=DEVICE)
+        steps = {name: _step(model, x) for name, model in models.items()}
         mine, *others = [step() for step in steps.values()]
         yield Comparison(
             part="compiled",
@@ -37,13 +39,12 @@ def comparisons() -> Iterator[Comparison]:
         )
 
 
-def _step(model: nn.Module, x: Tensor, *, ours: bool) -> Callable[[], Tensor]:
+def _step(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     model.train()
-    inputs = (x,) if ours else (x, torch.ones(x.shape[:2], dtype=torch.bool))
 
     def step() -> Tensor:
         model.zero_grad()
-        output = model(*inputs)
+        output = model(x)
         output.square().mean().backward()
         return output.detach()
 

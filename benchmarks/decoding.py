@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from transformers import MarianConfig, MarianMTModel
 
-from benchmarks.turns import OURS, Comparison
+from benchmarks.turns import DEVICE, OURS, Comparison, sized
 from companion import Seq2SeqConfig, Seq2SeqTransformer, sinusoidal_encoding
 from companion.attention import MultiHeadAttention
 from companion.layers import DecoderLayer
 
 TOKENS, VOCABULARY, SOURCE_LENGTH = 256, 8_000, 64
+WIDTHS = sized(cpu=((64, 2), (256, 4)), gpu=((512, 8),))
+"""Of the models, and their numbers of heads."""
 
 
 def pair(
@@ -39,7 +41,7 @@ def pair(
     ours = Seq2SeqTransformer(config).eval()
     assert ours.output is not None
     ours.output.weight.data[[config.pad_id, config.eos_id]] = 0.0
-    return ours, as_marian(ours)
+    return ours.to(DEVICE), as_marian(ours).to(DEVICE)
 
 
 def as_marian(model: Seq2SeqTransformer) -> MarianMTModel:
@@ -104,14 +106,15 @@ def decode_with_companion(model: Seq2SeqTransformer, source: Tensor) -> Tensor:
 
 def decode_with_transformers(model: MarianMTModel, source: Tensor) -> Tensor:
     """Return the ids, ``(batch, 1 + TOKENS)``, that ``MarianMTModel.generate`` decodes greedily."""
-    return cast(Any, model).generate(
-        source,
-        attention_mask=torch.ones_like(source),
-        max_length=1 + TOKENS,
-        num_beams=1,
-        do_sample=False,
-        use_cache=True,
-    )
+    with torch.inference_mode():
+        return cast(Any, model).generate(
+            source,
+            attention_mask=torch.ones_like(source),
+            max_length=1 + TOKENS,
+            num_beams=1,
+            do_sample=False,
+            use_cache=True,
+        )
 
 
 def contestants(
@@ -122,7 +125,7 @@ def contestants(
     first = 1 + max(ours.config.pad_id, ours.config.bos_id, ours.config.eos_id)
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, source_length)
-    source = torch.randint(first, ours.config.source_vocab_size, shape, generator=generator)
+    source = torch.randint(first, ours.config.source_vocab_size, shape, generator=generator).to(DEVICE)
     return {
         OURS: partial(decode_with_companion, ours, source),
         "transformers": partial(decode_with_transformers, theirs, source),
@@ -130,8 +133,8 @@ def contestants(
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Yield 256 tokens for one source and for sixteen, by a narrow and by a wide model."""
-    for d_model, num_heads in ((64, 2), (256, 4)):
+    """Yield 256 tokens for one source and for sixteen, by models of each width."""
+    for d_model, num_heads in WIDTHS:
         models = pair(d_model, num_heads, 4 * d_model, 3, VOCABULARY, SOURCE_LENGTH)
         for batch_size in (1, 16):
             contenders = contestants(models, batch_size, SOURCE_LENGTH)

@@ -1,6 +1,7 @@
 """Encoders that compute the same: ours, and with its weights those of torch.nn, transformers and x-transformers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from benchmarks.turns import OURS
+from benchmarks.turns import DEVICE, OURS
 from companion import ClassifierConfig, Encoder, EncoderLayer, TextClassifier
 
 
@@ -25,14 +26,15 @@ class Shape(NamedTuple):
 def make_encoder(shape: Shape) -> Encoder:
     """Make ours, which lends the others its weights. Attention has biases of 0: x-transformers has none."""
     d_model, num_heads, num_layers, attention_dropout = shape
-    return Encoder(num_layers, d_model, num_heads, 4 * d_model, attention_dropout=attention_dropout)
+    return Encoder(num_layers, d_model, num_heads, 4 * d_model, attention_dropout=attention_dropout).to(DEVICE)
 
 
 class TorchEncoder(nn.Module):
-    """``torch.nn.TransformerEncoder``, with nested tensors in inference."""
+    """``torch.nn.TransformerEncoder``; in inference it may take its fast path, on nested tensors."""
 
-    def __init__(self, ours: Encoder, shape: Shape, *, dropout: float = 0.0) -> None:
+    def __init__(self, ours: Encoder, shape: Shape, *, dropout: float = 0.0, fast_path: bool = False) -> None:
         super().__init__()
+        self.fast_path = fast_path
         layer = nn.TransformerEncoderLayer(
             shape.d_model, shape.num_heads, 4 * shape.d_model, dropout=dropout, activation="gelu", batch_first=True
         )
@@ -46,8 +48,8 @@ class TorchEncoder(nn.Module):
             _copy(mine.feed_forward.outer, theirs.linear2)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Encode; without padding no mask is given, which is faster. Its fast path fails under autocast."""
-        torch.backends.mha.set_fastpath_enabled(not torch.is_autocast_enabled("cpu"))
+        """Encode; without padding no mask is given, which is faster. The fast path fails under autocast."""
+        torch.backends.mha.set_fastpath_enabled(self.fast_path and not torch.is_autocast_enabled(DEVICE.type))
         return self.encoder(x, src_key_padding_mask=None if tokens.all() else ~tokens)
 
 
@@ -112,6 +114,8 @@ PEERS: dict[str, Callable[[Encoder, Shape], nn.Module]] = {
     "transformers": BertEncoderPeer,
     "x-transformers": XTransformersEncoder,
 }
+READERS = {**PEERS, "torch.nn, fast path": partial(TorchEncoder, fast_path=True)}
+"""What computes in inference."""
 
 
 class PaddedClassifier(nn.Module):
@@ -119,6 +123,7 @@ class PaddedClassifier(nn.Module):
 
     def __init__(self, ours: TextClassifier, encoder: nn.Module) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(ours.dropout.p)
         self.embedding = nn.Embedding(ours.config.vocab_size, ours.config.d_model, padding_idx=0)
         self.positions = nn.Embedding(ours.config.max_length, ours.config.d_model)
         self.encoder = encoder
@@ -130,12 +135,14 @@ class PaddedClassifier(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the logits, ``(batch,)``."""
         tokens = input_ids != 0
-        x = self.embedding(input_ids) + self.positions.weight[: input_ids.size(1)]
+        x = self.dropout(self.embedding(input_ids) + self.positions.weight[: input_ids.size(1)])
         x = self.encoder(x, tokens) * tokens.unsqueeze(-1)
         return self.output(x.sum(dim=1) / tokens.sum(dim=1, keepdim=True)).squeeze(-1)
 
 
-def make_classifiers(shape: Shape, vocab_size: int, max_length: int) -> dict[str, nn.Module]:
+def make_classifiers(
+    shape: Shape, vocab_size: int, max_length: int, peers: Mapping[str, Callable[[Encoder, Shape], nn.Module]]
+) -> dict[str, nn.Module]:
     """Make the classifiers, ours first, all of one set of weights, with dropout on the attention weights at most."""
     d_model, num_heads, num_layers, attention_dropout = shape
     config = ClassifierConfig(
@@ -151,8 +158,8 @@ def make_classifiers(shape: Shape, vocab_size: int, max_length: int) -> dict[str
     )
     torch.manual_seed(0)
     ours = TextClassifier(config)
-    others = {name: PaddedClassifier(ours, make(ours.encoder, shape)) for name, make in PEERS.items()}
-    return {OURS: ours, **others}
+    others = {name: PaddedClassifier(ours, make(ours.encoder, shape)) for name, make in peers.items()}
+    return {name: model.to(DEVICE) for name, model in {OURS: ours, **others}.items()}
 
 
 def _layers(encoder: Encoder) -> list[EncoderLayer]:

@@ -1,7 +1,7 @@
 """An epoch on the real IMDB from its token ids, start to finish: ours, torch.nn's usual loop, and Keras's example.
 
 Keras computes on PyTorch here. All three train a Transformer block of the same shape: 64 wide, 2 heads, a feed-forward
-network of 256, learned positions, the mean over the tokens, AdamW at a constant rate, dropout 0.1.
+network of 256, learned positions, the mean over the tokens, AdamW, dropout 0.1. Ours warms up and clips besides.
 """
 
 import os
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.encoders import PaddedClassifier, Shape, TorchEncoder
-from benchmarks.imdb_batches import MAX_LENGTH, REVIEWS, VOCABULARY, training_reviews
-from benchmarks.turns import OURS, Comparison, largest_difference
+from benchmarks.imdb_batches import MAX_LENGTH, MAX_TOKENS, REVIEWS, VOCABULARY, training_reviews
+from benchmarks.turns import DEVICE, OURS, Comparison, largest_difference, sized
 from companion import (
     ClassifierConfig,
     TextClassifier,
@@ -31,15 +31,20 @@ from companion import (
     train,
 )
 
-SAMPLE = 1_250
-"""Reviews in a turn, drawn from the training split; a record of whole epochs, once each, stands beside it."""
+SHARE, SAMPLE = sized(cpu=("a twentieth", 1_250), gpu=("a quarter", 6_250))
+"""Of an epoch, and its reviews, drawn from the training split; whole epochs, once each, stand beside it."""
 
 Data = tuple[list[list[int]], list[float]]
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Yield a twentieth of an epoch, to take turns with."""
-    yield _comparison(sample(SAMPLE), "a twentieth of an epoch, start to finish")
+    """Yield a share of an epoch, to take turns with; then with the batches of ours for torch.nn too."""
+    data = sample(SAMPLE)
+    work = f"{SHARE} of an epoch, start to finish"
+    whole = _comparison(data, work)
+    yield whole
+    buckets = {OURS: whole.contenders[OURS], "torch.nn": lambda: with_torch(data, in_buckets=True)}
+    yield whole._replace(work=f"{work}, in buckets of length", contenders=buckets, aim=None)
 
 
 def whole_epochs() -> Iterator[Comparison]:
@@ -79,26 +84,28 @@ def make_config() -> ClassifierConfig:
 def with_companion(data: Data) -> None:
     """Train as a user of the package does."""
     ids, labels = data
-    batches = labelled_batches(ids, labels, max_tokens=8_192)
+    batches = labelled_batches(ids, labels, max_tokens=MAX_TOKENS)
     train(TextClassifier(make_config()), batches, TrainingConfig(epochs=1), loss_fn=classification_loss)
 
 
-def with_torch(data: Data) -> None:
-    """Train as a user of torch.nn does: batches of 32 reviews, each padded to its longest."""
+def with_torch(data: Data, *, in_buckets: bool = False) -> None:
+    """Train as a user of torch.nn does: batches of as many reviews, each padded to its longest; or our batches."""
     ours = TextClassifier(make_config())
-    model = PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1))
+    model = PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1)).to(DEVICE)
     examples: Any = list(zip(*data, strict=True))
-    loader = DataLoader(examples, batch_size=REVIEWS, shuffle=True, collate_fn=_collate)
+    loader: Any = DataLoader(examples, batch_size=REVIEWS, shuffle=True, collate_fn=_collate)
+    if in_buckets:
+        loader = ((batch.input_ids, batch.labels) for batch in labelled_batches(*data, max_tokens=MAX_TOKENS))
     optimizer = torch.optim.AdamW(model.parameters())
     for ids, labels in loader:
-        loss = F.binary_cross_entropy_with_logits(model(ids), labels)
+        loss = F.binary_cross_entropy_with_logits(model(ids.to(DEVICE)), labels.to(DEVICE))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def with_keras(data: Data) -> None:
-    """Train as Keras's example does: all reviews padded to the same length, batches of 32."""
+    """Train as Keras's example does: all reviews padded to the same length, batches of as many."""
     ids, labels = data
     padded = keras.utils.pad_sequences(ids, maxlen=MAX_LENGTH, padding="post")
     model = make_keras_model()
@@ -141,14 +148,12 @@ def compare_keras(data: Data) -> float:
     torch.manual_seed(0)
     ours, theirs = TextClassifier(make_config()).eval(), make_keras_model()
     copy_to_keras(ours, theirs)
-    ids = pad_batch(data[0][:REVIEWS])
+    peer = PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1)).eval().to(DEVICE)
+    ours.to(DEVICE)
+    ids = pad_batch(data[0][:REVIEWS]).to(DEVICE)
     padded = F.pad(ids, (0, MAX_LENGTH - ids.size(1)))
     with torch.inference_mode():
-        others = [
-            theirs(padded, training=False),
-            PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1)).eval()(ids),
-        ]
-        return largest_difference(ours(ids), others, 1e-5)
+        return largest_difference(ours(ids), [theirs(padded, training=False), peer(ids)], 1e-5)
 
 
 def copy_to_keras(ours: TextClassifier, theirs: keras.Model) -> None:

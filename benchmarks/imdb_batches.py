@@ -6,9 +6,11 @@ import random
 import torch
 from torch import Tensor
 
+from benchmarks.turns import DEVICE, sized
 from companion import LengthBucketSampler, pad_batch, tokenize_imdb
 
-VOCABULARY, MAX_LENGTH, REVIEWS = 10_000, 512, 32
+VOCABULARY, MAX_LENGTH = 10_000, 512
+REVIEWS, MAX_TOKENS = sized(cpu=(32, 8_192), gpu=(256, 65_536))
 
 
 class Batches(list[tuple[Tensor, Tensor]]):
@@ -34,7 +36,7 @@ def training_reviews() -> tuple[list[list[int]], list[float]]:
 
 
 def as_they_come(count: int, seed: int = 0) -> Batches:
-    """Draw batches of 32 reviews, each padded to its longest: what a plain DataLoader gives."""
+    """Draw batches of as many reviews, each padded to its longest: what a plain DataLoader gives."""
     ids, labels = training_reviews()
     drawn = random.Random(seed).sample(range(len(ids)), count * REVIEWS)
     return _stack([drawn[start : start + REVIEWS] for start in range(0, len(drawn), REVIEWS)], ids, labels)
@@ -43,12 +45,15 @@ def as_they_come(count: int, seed: int = 0) -> Batches:
 def in_buckets(count: int, seed: int = 0) -> Batches:
     """Take batches of about as many tokens from a `LengthBucketSampler`: little is left to pad."""
     ids, labels = training_reviews()
-    sampler = LengthBucketSampler([len(review) for review in ids], max_tokens=8_192, seed=seed)
+    sampler = LengthBucketSampler([len(review) for review in ids], max_tokens=MAX_TOKENS, seed=seed)
     return _stack(list(sampler)[:count], ids, labels)
 
 
 def _stack(batches: list[list[int]], ids: list[list[int]], labels: list[float]) -> Batches:
     return Batches(
-        (pad_batch([ids[place] for place in batch]), torch.tensor([labels[place] for place in batch]))
+        (
+            pad_batch([ids[place] for place in batch]).to(DEVICE),
+            torch.tensor([labels[place] for place in batch]).to(DEVICE),
+        )
         for batch in batches
     )

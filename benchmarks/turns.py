@@ -1,16 +1,26 @@
 """The method: the same work by several contenders, which take turns in one process; medians, and ratios by pairs."""
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 ROUNDS = 15
 OURS = "companion"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where everything is computed: a GPU where there is one."""
+
+Size = TypeVar("Size")
+
+
+def sized(*, cpu: Size, gpu: Size) -> Size:
+    """Choose the size of some work: that for a CPU, or that which keeps a GPU busy."""
+    return cpu if DEVICE.type == "cpu" else gpu
 
 
 class Comparison(NamedTuple):
@@ -40,22 +50,30 @@ class Comparison(NamedTuple):
 def take_turns(
     contenders: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Call each once to warm up, then all of them in each round; return the seconds of each call.
-
-    The order turns by one place from round to round, so that none always follows the same other one.
-    """
+    """Call each once to warm up, then all of them in each round, in an order drawn anew; return each call's seconds."""
     for contender in contenders.values() if warm_up else ():
         contender()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+    names, generator = list(contenders), random.Random(0)
+    for _ in range(rounds):
+        for name in generator.sample(names, len(names)):
             gc.collect()
-            start = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_time(contenders[name]))
     return seconds
+
+
+def _time(work: Callable[[], Any]) -> float:
+    _wait()
+    start = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    """Let a GPU finish what it was told to do."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def run(comparison: Comparison, rounds: int = ROUNDS, *, warm_up: bool = True) -> dict[str, Any]:

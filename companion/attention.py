@@ -6,14 +6,16 @@ and combined with ``&``. A query that may attend nowhere gets zeros, never NaN.
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
 from companion.cache import KeyValueCache
 from companion.checks import (
@@ -31,6 +33,9 @@ from companion.linear import Linear, linear
 
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's: it plans anew for each shape, which costs 0.1 s on an H100, and batches of texts have many."""
+
+FEWEST_FOR_CUDNN = 1_024
+"""Positions from which on cuDNN's kernel is taken all the same, without a mask: it is the fastest of long sequences."""
 
 MOST_SCORES = 2**21
 """So many are formed at a time on a CPU, where attention is not fused: 4 MiB in bf16, which its cache holds."""
@@ -286,16 +291,19 @@ class MultiHeadAttention(nn.Module):
         elif lengths is None:
             heads = self._attend(q, k, v, mask, bias)
         else:
-            heads = self._attend_one_by_one(q, k, v, mask, bias, list(lengths))
+            heads = self._attend_packed(q, k, v, mask, bias, list(lengths))
         return AttentionOutput(self.out_proj(heads.transpose(1, 2).flatten(2)), weights)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
         return _fast_attention(q, k, v, mask, bias, self.dropout if self.training else 0.0)
 
-    def _attend_one_by_one(
+    def _attend_packed(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, lengths: list[int]
     ) -> Tensor:
         """Let each sequence attend within itself, so that no score is computed that a mask would hide."""
+        if mask is None and bias is None and _takes_packed(q):
+            k, v = (x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for x in (k, v))
+            return _attend_at_once(q, k, v, lengths, self.dropout if self.training else 0.0)
         sequences = zip(lengths, q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2), strict=True)
         return torch.cat(
             [self._attend(q, k, v, _corner(mask, length), _corner(bias, length)) for length, q, k, v in sequences],
@@ -332,11 +340,20 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, ...]:
         q, k, v = self._split_heads(self.in_proj(x)).split(self._heads, dim=1)
         if self.rotary is not None and lengths is not None:
-            q, k = (torch.cat([self.rotary(part, 0) for part in x.split(list(lengths), dim=2)], dim=2) for x in (q, k))
+            q, k = self._turn_packed(q, list(lengths)), self._turn_packed(k, list(lengths))
         elif self.rotary is not None:
             offset = 0 if cache is None else cache.length_in(self)
             q, k = self.rotary(q, offset), self.rotary(k, offset)
         return (q, k, v) if cache is None else (q, *cache.extend(self, k, v))
+
+    def _turn_packed(self, x: Tensor, lengths: list[int]) -> Tensor:
+        """Turn packed queries or keys by their positions in their sequences; a GPU turns all at once, padded."""
+        assert self.rotary is not None
+        if not x.is_cuda:
+            return torch.cat([self.rotary(part, 0) for part in x.split(lengths, dim=2)], dim=2)
+        padded = pad_sequence(list(x.squeeze(0).transpose(0, 1).split(lengths)), batch_first=True).transpose(1, 2)
+        turned = self.rotary(padded, 0)
+        return torch.cat([row[:, :length] for row, length in zip(turned, lengths, strict=True)], dim=1).unsqueeze(0)
 
     def _project_memory(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if self.rotary is not None:
@@ -411,8 +428,17 @@ def _fast_attention(
             q, k, v = query.float(), key.float(), value.float()
             mask = mask.float() if mask is not None and mask.is_floating_point() else mask
             return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, enable_gqa=grouped).to(query.dtype)
-    with sdpa_kernel(GPU_KERNELS) if query.is_cuda else nullcontext():
+    with _choose_kernels(query, key, mask):
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, enable_gqa=grouped)
+
+
+def _choose_kernels(query: Tensor, key: Tensor, mask: Tensor | None) -> AbstractContextManager[Any]:
+    if not query.is_cuda:
+        return nullcontext()
+    long = mask is None and query.size(-2) == key.size(-2) >= FEWEST_FOR_CUDNN
+    if long and query.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling():
+        return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *GPU_KERNELS], set_priority=True)
+    return sdpa_kernel(GPU_KERNELS)
 
 
 def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
@@ -424,6 +450,25 @@ def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, dropout_p: float)
         return torch.cat([_attend_unfused(q, k, v, dropout_p) for q, k, v in halves], dim)
     weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
     return drop(weights, dropout_p) @ value
+
+
+def _takes_packed(query: Tensor) -> bool:
+    """Tell whether NVIDIA's kernel of `_attend_at_once` takes queries of this dtype and width."""
+    on_nvidia = query.is_cuda and torch.version.hip is None
+    return on_nvidia and query.dtype != torch.float64 and query.size(-1) % 8 == 0
+
+
+def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], dropout_p: float) -> Tensor:
+    """Let packed sequences attend, each within itself, by one call.
+
+    The kernel is that of PyTorch's nested tensors, which on an H100 spend ten times as long on the way to it; the
+    public ``varlen_attn`` takes neither float32 nor dropout.
+    """
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(query.device, non_blocking=True)
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    attend, longest = torch.ops.aten._efficient_attention_forward, max(lengths)
+    output, *_ = attend(q, k, v, None, starts, starts, longest, longest, dropout_p, 0, torch.is_grad_enabled())
+    return output.transpose(1, 2)
 
 
 def _corner(x: Tensor | None, length: int) -> Tensor | None:

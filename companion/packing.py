@@ -1,5 +1,6 @@
 """Packing: the tokens of a padded batch one after the other, so that nothing is computed for padding."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from companion.checks import check_device
+
+FEWEST_ON_GPU = {torch.float32: 2**21, torch.bfloat16: 2**23, torch.float16: 2**23}
+"""Elements of a padded batch, by dtype, from which on a GPU packing was quicker than padding."""
 
 _padding_is_kept = ContextVar("padding_is_kept", default=False)
 
@@ -111,10 +115,10 @@ def encode_tokens(
 ) -> Float[Tensor, "batch length d_model"]:
     """Run an encoder on the tokens of a padded batch, which attend to each other alone.
 
-    On a CPU nothing is computed for padding that follows the tokens of its sequence, and zeros come out there.
-    Elsewhere, while ``torch.compile`` traces, and under `keep_padding`, the batch stays padded: a GPU would have to be
-    waited for to know the lengths, and would idle over sequences one by one. So does a batch with padding before a
-    token: packed, those around it would come closer.
+    Nothing is computed for padding that follows the tokens of its sequence, and zeros come out there. The batch stays
+    padded where a token follows padding (packed, those around it would come closer), while ``torch.compile`` traces,
+    and under `keep_padding`. On a GPU it does so too where it is small (`FEWEST_ON_GPU`), since the lengths have to be
+    waited for, and where there is a mask or an option: the kernel that takes packed sequences takes neither.
 
     Args:
         encoder: An `Encoder`, or what is called like one.
@@ -142,7 +146,8 @@ def encode_tokens(
     if tokens.shape != x.shape[:2]:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected {tuple(x.shape[:2])}, that of x")
     check_device("tokens", tokens, x, "x")
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _padding_is_kept.get():
+    plain = mask is None and all(option is None for option in options.values())
+    if not torch.compiler.is_compiling() and not _padding_is_kept.get() and _packing_is_quicker(x, plain=plain):
         if tokens.all():
             return encoder(x, mask, **options)
         if tokens.any() and (tokens[:, :-1] >= tokens[:, 1:]).all():
@@ -150,6 +155,14 @@ def encode_tokens(
             return packing.unpack(encoder(packing.pack(x), mask, **options, lengths=packing.lengths))
     keys = tokens[:, None, None, :]
     return encoder(x, keys if mask is None else keys & mask, **options)
+
+
+def _packing_is_quicker(x: Tensor, *, plain: bool) -> bool:
+    if x.device.type != "cuda":
+        return x.device.type == "cpu"
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    large = x.numel() >= FEWEST_ON_GPU.get(dtype, math.inf)
+    return plain and large and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
 
 
 def _check_bool(tokens: Tensor) -> None:

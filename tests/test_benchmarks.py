@@ -1,6 +1,8 @@
 """The method of the benchmarks: turns, ratios, and the proof that outputs are equal."""
 
 import itertools
+import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,16 @@ from benchmarks import attention, turns
 from benchmarks.turns import Comparison, advantage, largest_difference, ratios, run, take_turns
 
 
-def test_contenders_warm_up_and_then_take_turns_in_an_order_that_turns():
+def test_contenders_warm_up_and_then_take_turns_each_as_often_after_each_other():
     calls = []
-    seconds = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4)
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
-    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 4)
+    seconds = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=600)
+    assert calls[:3] == ["a", "b", "c"]
+    rounds = list(zip(*[iter(calls[3:])] * 3, strict=True))
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
+    orders = Counter(rounds)
+    assert len(orders) == 6
+    assert all(count == pytest.approx(100, abs=5 * math.sqrt(600 / 6 * 5 / 6)) for count in orders.values())
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 600)
 
 
 def test_seconds_are_those_of_each_call(monkeypatch):

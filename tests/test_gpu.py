@@ -1,5 +1,6 @@
 """What an NVIDIA GPU computes, beside the CPU; `make gpu-check` runs this alone."""
 
+import math
 import os
 import statistics
 import time
@@ -15,8 +16,11 @@ from companion.attention import MultiHeadAttention, causal_mask, padding_mask
 from companion.batching import labelled_batches
 from companion.configs import Seq2SeqConfig
 from companion.devices import choose_precision, default_device
+from companion.layers import Encoder
 from companion.losses import classification_loss
 from companion.models import ClassifierConfig, Seq2SeqTransformer, TextClassifier
+from companion.packing import encode_tokens
+from companion.positions import RotaryEmbedding
 from companion.text import Vocabulary
 from companion.training import TrainingConfig, evaluate, train
 
@@ -49,6 +53,81 @@ def test_attention_is_that_of_the_cpu(need_weights, causal):
     torch.testing.assert_close(found.output.cpu(), expected.output, rtol=0, atol=ROUNDING)
     if need_weights:
         torch.testing.assert_close(found.weights.cpu(), expected.weights, rtol=0, atol=ROUNDING)
+
+
+LENGTHS = [17, 5, 1, 30]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_kv_heads": 1}, {"rotary": RotaryEmbedding(16)}, {"head_dim": 12}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_sequences_attend_as_each_does_alone(settings, dtype):
+    attention = MultiHeadAttention(64, 4, **settings)
+    x = torch.randn(1, sum(LENGTHS), 64)
+    rounding = ROUNDING if dtype == torch.float32 else 2e-2  # bf16 keeps 8 bits of outputs of order 1
+    expected, gradients = [], []
+    for device, number in (("cpu", torch.float32), (default_device(), dtype)):
+        attention.to(device, number)
+        given = x.to(device, number).requires_grad_()
+        if device == "cpu":
+            output = torch.cat([attention(part).output for part in given.split(LENGTHS, dim=1)], dim=1)
+        else:
+            output = attention(given, lengths=LENGTHS).output
+        expected.append(output.detach().cpu().float())
+        gradients.append(torch.autograd.grad(output.float().square().mean(), given)[0].cpu().float())
+    torch.testing.assert_close(expected[1], expected[0], rtol=0, atol=rounding)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=rounding)
+
+
+def test_dropout_of_packed_sequences_keeps_the_mean_and_spreads_it_as_its_law_says():
+    attention = MultiHeadAttention(64, 4, dropout=0.5, bias=False).to(default_device()).train()
+    with torch.no_grad():
+        attention.in_proj.weight[:128] = 0.0  # all weights of a sequence are equal
+        attention.in_proj.weight[128:] = attention.out_proj.weight[:] = torch.eye(64)
+    output = attention(torch.ones(1, 4_000, 64, device=default_device()), lengths=[100] * 40).output
+    heads = output.view(4_000, 4, 16)[..., 0]  # each the mean of 100 numbers that are 0 or 2
+    assert heads.mean().item() == pytest.approx(1.0, abs=5 * 0.1 / math.sqrt(heads.numel()))
+    assert heads.std().item() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize(("fewest", "masked"), [(1, False), (1, True), (10**9, False)])
+def test_large_batches_are_encoded_without_their_padding(monkeypatch, fewest, masked):
+    monkeypatch.setattr("companion.packing.FEWEST_ON_GPU", {torch.float32: fewest})
+    encoder = Encoder(2, 64, 4, 128)
+    x, tokens = torch.randn(4, 30, 64), torch.arange(30) < torch.tensor(LENGTHS)[:, None]
+    mask = causal_mask(30) if masked else None
+    expected, seen = encode_tokens(encoder, x, tokens, mask), []
+    encoder.to(default_device()).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2]))
+    found = encode_tokens(encoder, *(y if y is None else y.to(default_device()) for y in (x, tokens, mask)))
+    assert seen == [(1, sum(LENGTHS)) if fewest == 1 and not masked else (4, 30)]
+    torch.testing.assert_close(found.cpu()[tokens], expected[tokens], rtol=0, atol=ROUNDING)
+
+
+def test_a_graph_captures_the_padded_batch(monkeypatch):
+    monkeypatch.setattr("companion.packing.FEWEST_ON_GPU", {torch.float32: 1})
+    encoder = Encoder(1, 64, 4, 128).to(default_device()).eval()
+    x = torch.randn(4, 30, 64, device=default_device())
+    tokens = (torch.arange(30) < torch.tensor(LENGTHS)[:, None]).to(default_device())
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        expected = encode_tokens(encoder, x, tokens)
+        with torch.cuda.graph(graph):
+            found = encode_tokens(encoder, x, tokens)
+        graph.replay()
+    torch.testing.assert_close(found[tokens], expected[tokens], rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("length", [1_023, 1_024])
+def test_long_sequences_attend_as_short_ones_do(length):
+    query, key, value = (torch.randn(1, 4, length, 64, device=default_device(), requires_grad=True) for _ in range(3))
+    attention = MultiHeadAttention(256, 4)
+    found, expected = [], []
+    for dtype, results in ((torch.bfloat16, found), (torch.float64, expected)):
+        output = attention._attend(*(x.to(dtype) for x in (query, key, value)), None, None)
+        results += [output, *torch.autograd.grad(output.sum(), (query, key, value))]
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x.double(), y.double(), rtol=2e-2, atol=2e-2)  # bf16 keeps 8 bits
 
 
 def test_a_new_shape_costs_no_more_than_a_known_one():
