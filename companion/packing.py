@@ -1,6 +1,5 @@
 """Packing: the tokens of a padded batch one after the other, so that nothing is computed for padding."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from companion.checks import check_device
 
-FEWEST_ON_GPU = {torch.float32: 2**21, torch.bfloat16: 2**23, torch.float16: 2**23}
-"""Elements of a padded batch, by dtype, from which on a GPU packing was quicker than padding."""
+FEWEST_ON_GPU = {torch.float32: 3 * 2**18, torch.bfloat16: 2**22, torch.float16: 2**22}
+"""Elements of padding (positions times width), by dtype, from which on an H100 it was quicker to leave them out."""
 
 _padding_is_kept = ContextVar("padding_is_kept", default=False)
 
@@ -117,8 +116,9 @@ def encode_tokens(
 
     Nothing is computed for padding that follows the tokens of its sequence, and zeros come out there. The batch stays
     padded where a token follows padding (packed, those around it would come closer), while ``torch.compile`` traces,
-    and under `keep_padding`. On a GPU it does so too where it is small (`FEWEST_ON_GPU`), since the lengths have to be
-    waited for, and where there is a mask or an option: the kernel that takes packed sequences takes neither.
+    and under `keep_padding`. On a GPU it does so too where there is little padding (less than `FEWEST_ON_GPU`), since
+    the lengths have to be waited for, and where there is a mask or an option, which the kernel for packed sequences
+    does not take.
 
     Args:
         encoder: An `Encoder`, or what is called like one.
@@ -146,23 +146,29 @@ def encode_tokens(
     if tokens.shape != x.shape[:2]:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected {tuple(x.shape[:2])}, that of x")
     check_device("tokens", tokens, x, "x")
-    plain = mask is None and all(option is None for option in options.values())
-    if not torch.compiler.is_compiling() and not _padding_is_kept.get() and _packing_is_quicker(x, plain=plain):
+    fewest = _fewest_to_leave_out(x, plain=mask is None and all(option is None for option in options.values()))
+    if fewest is not None and x.numel() >= fewest:
         if tokens.all():
             return encoder(x, mask, **options)
-        if tokens.any() and (tokens[:, :-1] >= tokens[:, 1:]).all():
+        padding = (tokens.numel() - int(tokens.sum())) * x.size(-1)
+        if fewest <= padding < x.numel() and (tokens[:, :-1] >= tokens[:, 1:]).all():
             packing = Packing(tokens)
             return packing.unpack(encoder(packing.pack(x), mask, **options, lengths=packing.lengths))
     keys = tokens[:, None, None, :]
     return encoder(x, keys if mask is None else keys & mask, **options)
 
 
-def _packing_is_quicker(x: Tensor, *, plain: bool) -> bool:
-    if x.device.type != "cuda":
-        return x.device.type == "cpu"
+def _fewest_to_leave_out(x: Tensor, *, plain: bool) -> int | None:
+    """Return from how many elements of padding on it is left out; ``None`` = never."""
+    if torch.compiler.is_compiling() or _padding_is_kept.get():
+        return None
+    if x.device.type == "cpu":
+        return 0
+    on_nvidia = x.is_cuda and torch.version.hip is None
+    if not plain or not on_nvidia or torch.cuda.is_current_stream_capturing():
+        return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    large = x.numel() >= FEWEST_ON_GPU.get(dtype, math.inf)
-    return plain and large and torch.version.hip is None and not torch.cuda.is_current_stream_capturing()
+    return FEWEST_ON_GPU.get(dtype)
 
 
 def _check_bool(tokens: Tensor) -> None:

@@ -360,6 +360,16 @@ def test_an_encoder_of_tokens_gives_them_what_it_gives_in_the_padded_batch(where
     assert not found[0][~tokens].any()
 
 
+@pytest.mark.parametrize(("fewest", "rows"), [(0, 10), (8 * D_MODEL, 10), (8 * D_MODEL + 1, 18), (None, 18)])
+def test_little_padding_is_left_in_where_leaving_it_out_costs_more(monkeypatch, fewest, rows):
+    """Of 18 places 10 are tokens."""
+    monkeypatch.setattr("companion.packing._fewest_to_leave_out", lambda x, *, plain: fewest)
+    encoder, tokens = make_encoder(), tokens_of("behind the tokens")
+    x = randn(*tokens.shape, D_MODEL)
+    assert rows_fed_forward(encoder, partial(encode_tokens, encoder, x, tokens)) == [rows] * 2
+    close(encode_tokens(encoder, x, tokens)[tokens], encoder(x, tokens[:, None, None, :])[tokens])
+
+
 @wherever_padding_stands
 def test_only_tokens_are_computed_where_padding_stands_behind_them(where):
     encoder, tokens = make_encoder(), tokens_of(where)
