@@ -1,10 +1,19 @@
 """The key-value cache: what attention need not compute again while a model decodes token by token."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+
+
+class _Room(NamedTuple):
+    """Room for the keys and values of one self-attention, the first ``length`` positions of it filled."""
+
+    key: Tensor
+    value: Tensor
+    length: int
 
 
 class KeyValueCache:
@@ -24,23 +33,22 @@ class KeyValueCache:
     """
 
     def __init__(self) -> None:
-        self._grown: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # with room for more behind what is filled
-        self._lengths: dict[nn.Module, int] = {}
+        self._rooms: dict[nn.Module, _Room] = {}
         self._fixed: dict[nn.Module, tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]] = {}
 
     @property
     def length(self) -> int:
         """The number of positions that self-attention has seen."""
-        return max(self._lengths.values(), default=0)
+        return max((room.length for room in self._rooms.values()), default=0)
 
     def length_in(self, attention: nn.Module) -> int:
         """Return the number of positions that one self-attention has seen."""
-        return self._lengths.get(attention, 0)
+        return self._rooms[attention].length if attention in self._rooms else 0
 
     @property
     def num_bytes(self) -> int:
         """The bytes of all keys and values in it; the memory that cross-attention projected is not the cache's."""
-        tensors = [room[..., : self._lengths[attention], :] for attention, pair in self._grown.items() for room in pair]
+        tensors = [x[..., : room.length, :] for room in self._rooms.values() for x in (room.key, room.value)]
         tensors += [x for _, projected in self._fixed.values() for x in projected]
         return sum(x.nbytes for x in tensors)
 
@@ -50,14 +58,13 @@ class KeyValueCache:
         Raises:
             ValueError: If the cache was filled with another batch.
         """
-        length = self.length_in(attention)
-        rooms = self._grown.get(attention, (key[..., :0, :], value[..., :0, :]))
-        if rooms[0].size(0) != key.size(0):
-            raise ValueError(f"query has batch {key.size(0)}; expected {rooms[0].size(0)}, the cache's")
-        key_room, value_room = _write(rooms[0], length, key), _write(rooms[1], length, value)
-        end = length + key.size(-2)
-        self._grown[attention], self._lengths[attention] = (key_room, value_room), end
-        return key_room[..., :end, :], value_room[..., :end, :]
+        room = self._rooms.get(attention, _Room(key[..., :0, :], value[..., :0, :], 0))
+        if room.key.size(0) != key.size(0):
+            raise ValueError(f"query has batch {key.size(0)}; expected {room.key.size(0)}, the cache's")
+        end = room.length + key.size(-2)
+        room = _Room(_write(room.key, room.length, key), _write(room.value, room.length, value), end)
+        self._rooms[attention] = room
+        return room.key[..., :end, :], room.value[..., :end, :]
 
     def once(
         self, attention: nn.Module, key: Tensor, value: Tensor, project: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -83,9 +90,9 @@ class KeyValueCache:
         Args:
             rows: For each row of the next call, the row that it continues, ``(batch,)``.
         """
-        self._grown = {
-            attention: (key.index_select(0, rows), value.index_select(0, rows))
-            for attention, (key, value) in self._grown.items()
+        self._rooms = {
+            attention: _Room(key.index_select(0, rows), value.index_select(0, rows), length)
+            for attention, (key, value, length) in self._rooms.items()
         }
 
 

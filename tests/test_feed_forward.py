@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from gradients import gradients
 from torch import nn
 
+import companion.linear
 from companion.feed_forward import FeedForward
 
 D_MODEL, D_FF = 8, 12
@@ -128,6 +129,16 @@ def test_dropout_draws_what_torchs_draws_after_the_activation(activation):
     torch.manual_seed(1)
     close(module(x), expected)
     assert not torch.allclose(module(x), expected)
+
+
+@activations
+def test_in_float32_products_of_few_rows_and_dropout_leave_torchs_out(activation, monkeypatch):
+    monkeypatch.setattr(companion.linear, "FEWEST_WEIGHTS", 0)
+    module, x = scattered(activation, dropout=0.3).float(), torch.randn(3, D_MODEL)
+    monkeypatch.delattr(F, "linear")
+    monkeypatch.delattr(F, "dropout")
+    with torch.no_grad():
+        module(x)
 
 
 @activations

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import companion.linear
 import companion.models.seq2seq
 from companion.attention import padding_mask
 from companion.configs import ClassifierConfig, Seq2SeqConfig, SpanConfig, TokenClassifierConfig
@@ -897,6 +898,16 @@ def test_dropout_zeroes_elements_of_embeddings_and_positions_on_either_side():
         close(x[kept], whole[kept] / 0.6)
         # Five standard deviations of the share among N independent elements.
         assert 1 - kept.double().mean().item() == pytest.approx(0.4, abs=5 * math.sqrt(0.24 / kept.numel()))
+
+
+@pytest.mark.parametrize("tie_output", [True, False])
+def test_in_float32_products_of_few_rows_and_dropout_leave_torchs_out(tie_output, monkeypatch):
+    monkeypatch.setattr(companion.linear, "FEWEST_WEIGHTS", 0)
+    model = Seq2SeqTransformer(make_seq2seq_config(target_vocab_size=14, dropout=0.3, tie_output=tie_output))
+    monkeypatch.delattr(F, "linear")
+    monkeypatch.delattr(F, "dropout")
+    with torch.no_grad():
+        model(SOURCE, TARGET)
 
 
 @pytest.mark.unhooked
