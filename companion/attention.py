@@ -38,7 +38,7 @@ FEWEST_FOR_CUDNN = 1_024
 """Positions from which on cuDNN's kernel is taken all the same, without a mask: it is the fastest of long sequences."""
 
 MOST_SCORES = 2**21
-"""So many are formed at a time on a CPU, where attention is not fused: 4 MiB in bf16, which its cache holds."""
+"""So many, or those of one head of one text, are formed at a time where attention is not fused on a CPU."""
 
 
 class AttentionOutput(NamedTuple):
@@ -442,7 +442,7 @@ def _choose_kernels(query: Tensor, key: Tensor, mask: Tensor | None) -> Abstract
 
 
 def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Attend by two products, to so few texts or heads at a time that their scores stay in the processor's cache."""
+    """Attend by two products, to few texts or heads at a time, which keeps their scores close to the processor."""
     texts, heads, length, _ = query.shape
     if texts * heads > 1 and texts * heads * length * key.size(-2) > MOST_SCORES:
         dim = 0 if texts > 1 else 1

@@ -47,7 +47,7 @@ class KeyValueCache:
 
     @property
     def num_bytes(self) -> int:
-        """The bytes of all keys and values in it; the memory that cross-attention projected is not the cache's."""
+        """The bytes of all keys and values in it, without the room held for more and the memory that was projected."""
         tensors = [x[..., : room.length, :] for room in self._rooms.values() for x in (room.key, room.value)]
         tensors += [x for _, projected in self._fixed.values() for x in projected]
         return sum(x.nbytes for x in tensors)
@@ -99,7 +99,7 @@ class KeyValueCache:
 def _write(room: Tensor, length: int, x: Tensor) -> Tensor:
     """Return room with ``x`` behind its first ``length`` positions.
 
-    Room that is full moves to twice as much: a step copies one position instead of all. Where gradients may flow
+    Room that is full moves to twice as much: most steps copy one position instead of all. Where gradients may flow
     nothing is overwritten.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or room.dtype != x.dtype:

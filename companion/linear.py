@@ -13,8 +13,8 @@ class Linear(nn.Linear):
 
     It differs from ``torch.nn.Linear`` by rounding alone, and only in inference on a CPU, in float32, for at most 64
     rows and at least 2^16 weights: there reading the weights takes longer than computing with them, and the product of
-    the weights' halves with the rows, instead of the rows with the weights, reads them faster where it was measured,
-    the more so the fewer the rows.
+    the weights' halves with the rows, instead of the rows with the weights, reads them faster from memory where it was
+    measured, the more so the fewer the rows; weights that a cache holds it may read more slowly.
 
     Args:
         in_features: Width of the input.
