@@ -76,14 +76,14 @@ def check_device(name: str, x: Tensor, other: Tensor, owner: str) -> None:
         raise ValueError(f"{name} is on {x.device}; expected {other.device}, the {owner}'s")
 
 
-def check_mask(mask: Tensor) -> None:
-    """Ask for a bool mask.
+def check_mask(mask: Tensor, name: str = "mask", meaning: str = "a query may attend") -> None:
+    """Ask for a bool mask; the message says what ``True`` means.
 
     Raises:
         TypeError: If its dtype is another.
     """
     if mask.dtype != torch.bool:
-        raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool, True where a query may attend")
+        raise TypeError(f"{name} has dtype {mask.dtype}; expected torch.bool, True where {meaning}")
 
 
 def check_broadcasts(name: str, x: Tensor, shape: tuple[int, ...], remark: str = "") -> None:

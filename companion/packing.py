@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.checks import check_device
+from companion.checks import check_device, check_mask
 
 FEWEST_ON_GPU = {torch.float32: 3 * 2**18, torch.bfloat16: 2**22, torch.float16: 2**22}
 """Elements of padding (positions times width), by dtype, from which on an H100 it was quicker to leave them out."""
@@ -66,7 +66,7 @@ class Packing:
     """The number of tokens of each sequence that has any."""
 
     def __init__(self, tokens: Bool[Tensor, "batch length"]) -> None:
-        _check_bool(tokens)
+        check_mask(tokens, "tokens", "a token stands")
         if tokens.dim() != 2:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected (batch, length)")
         self.lengths = [length for length in tokens.sum(dim=1).tolist() if length]
@@ -142,7 +142,7 @@ def encode_tokens(
         >>> torch.allclose(y[1, :1], encoder(x[1:, :1])[0], atol=1e-6), y[1, 1:].any()
         (True, tensor(False))
     """
-    _check_bool(tokens)
+    check_mask(tokens, "tokens", "a token stands")
     if tokens.shape != x.shape[:2]:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected {tuple(x.shape[:2])}, that of x")
     check_device("tokens", tokens, x, "x")
@@ -169,11 +169,6 @@ def _fewest_to_leave_out(x: Tensor, *, plain: bool) -> int | None:
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     return FEWEST_ON_GPU.get(dtype)
-
-
-def _check_bool(tokens: Tensor) -> None:
-    if tokens.dtype != torch.bool:
-        raise TypeError(f"tokens has dtype {tokens.dtype}; expected torch.bool, True where a token stands")
 
 
 def _check_shape(x: Tensor, batch: int, length: int) -> None:
