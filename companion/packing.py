@@ -116,7 +116,7 @@ def encode_tokens(
 
     Nothing is computed for padding that follows the tokens of its sequence, and zeros come out there. The batch stays
     padded where a token follows padding (packed, those around it would come closer), while ``torch.compile`` traces,
-    and under `keep_padding`. On a GPU it does so too where there is little padding (less than `FEWEST_ON_GPU`), since
+    and under `keep_padding`. On a GPU it does so too where there is little padding (less than ``FEWEST_ON_GPU``), since
     the lengths have to be waited for, and where there is a mask or an option, which the kernel for packed sequences
     does not take.
 
