@@ -81,6 +81,11 @@ def make_config() -> ClassifierConfig:
     return ClassifierConfig(vocab_size=VOCABULARY, max_length=MAX_LENGTH)
 
 
+def make_torch_model(ours: TextClassifier) -> PaddedClassifier:
+    """Make torch.nn's model with the weights of ours."""
+    return PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1)).to(DEVICE)
+
+
 def with_companion(data: Data) -> None:
     """Train as a user of the package does."""
     ids, labels = data
@@ -91,7 +96,7 @@ def with_companion(data: Data) -> None:
 def with_torch(data: Data, *, in_buckets: bool = False) -> None:
     """Train as a user of torch.nn does: batches of as many reviews, each padded to its longest; or our batches."""
     ours = TextClassifier(make_config())
-    model = PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1)).to(DEVICE)
+    model = make_torch_model(ours)
     examples: Any = list(zip(*data, strict=True))
     loader: Any = DataLoader(examples, batch_size=REVIEWS, shuffle=True, collate_fn=_collate)
     if in_buckets:
@@ -148,7 +153,7 @@ def compare_keras(data: Data) -> float:
     torch.manual_seed(0)
     ours, theirs = TextClassifier(make_config()).eval(), make_keras_model()
     copy_to_keras(ours, theirs)
-    peer = PaddedClassifier(ours, TorchEncoder(ours.encoder, Shape(64, 2, 1), dropout=0.1)).eval().to(DEVICE)
+    peer = make_torch_model(ours).eval()
     ours.to(DEVICE)
     ids = pad_batch(data[0][:REVIEWS]).to(DEVICE)
     padded = F.pad(ids, (0, MAX_LENGTH - ids.size(1)))

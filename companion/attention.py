@@ -285,7 +285,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self._project(query, key, value, cache, lengths)
         weights = None
         if need_weights:
-            k, v = (x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for x in (k, v))
+            k, v = self._share_heads(k), self._share_heads(v)
             dropout_p = self.dropout if self.training else 0.0
             heads, weights = scaled_dot_product_attention(q, k, v, mask, bias=bias, dropout_p=dropout_p)
         elif lengths is None:
@@ -302,8 +302,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Let each sequence attend within itself, so that no score is computed that a mask would hide."""
         if mask is None and bias is None and _takes_packed(q):
-            k, v = (x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1) for x in (k, v))
-            return _attend_at_once(q, k, v, lengths, self.dropout if self.training else 0.0)
+            dropout_p = self.dropout if self.training else 0.0
+            return _attend_at_once(q, self._share_heads(k), self._share_heads(v), lengths, dropout_p)
         sequences = zip(lengths, q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2), strict=True)
         return torch.cat(
             [self._attend(q, k, v, _corner(mask, length), _corner(bias, length)) for length, q, k, v in sequences],
@@ -340,7 +340,7 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, ...]:
         q, k, v = self._split_heads(self.in_proj(x)).split(self._heads, dim=1)
         if self.rotary is not None and lengths is not None:
-            q, k = self._turn_packed(q, list(lengths)), self._turn_packed(k, list(lengths))
+            q, k = (self._turn_packed(part, list(lengths)) for part in (q, k))
         elif self.rotary is not None:
             offset = 0 if cache is None else cache.length_in(self)
             q, k = self.rotary(q, offset), self.rotary(k, offset)
@@ -370,6 +370,10 @@ class MultiHeadAttention(nn.Module):
         rows = slice(start, start + self.head_dim * self._heads[which])
         bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
         return self._split_heads(linear(x, self.in_proj.weight[rows], bias))
+
+    def _share_heads(self, x: Tensor) -> Tensor:
+        """Repeat each head of keys or values for the heads of queries that share it."""
+        return x if self.num_kv_heads == self.num_heads else x.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (b, n, h * d) -> (b, h, n, d)

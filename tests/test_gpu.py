@@ -66,7 +66,7 @@ def test_packed_sequences_attend_as_each_does_alone(settings, dtype):
     attention = MultiHeadAttention(64, 4, **settings)
     x = torch.randn(1, sum(LENGTHS), 64)
     rounding = ROUNDING if dtype == torch.float32 else 2e-2  # bf16 keeps 8 bits of outputs of order 1
-    expected, gradients = [], []
+    outputs, gradients = [], []
     for device, number in (("cpu", torch.float32), (default_device(), dtype)):
         attention.to(device, number)
         given = x.to(device, number).requires_grad_()
@@ -74,9 +74,9 @@ def test_packed_sequences_attend_as_each_does_alone(settings, dtype):
             output = torch.cat([attention(part).output for part in given.split(LENGTHS, dim=1)], dim=1)
         else:
             output = attention(given, lengths=LENGTHS).output
-        expected.append(output.detach().cpu().float())
+        outputs.append(output.detach().cpu().float())
         gradients.append(torch.autograd.grad(output.float().square().mean(), given)[0].cpu().float())
-    torch.testing.assert_close(expected[1], expected[0], rtol=0, atol=rounding)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=rounding)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=rounding)
 
 
