@@ -415,9 +415,9 @@ def _fast_attention(
 ) -> Tensor:
     if mask is not None or bias is not None:
         _check_mask_and_bias(query, key, mask, bias)
-    grouped = key.size(1) != query.size(1)
-    if mask is None and bias is None and not grouped and _is_faster_unfused(query, key, dropout_p):
-        return _attend_unfused(query, key, value, dropout_p)
+    grouped, plain = key.size(1) != query.size(1), mask is None and bias is None
+    if not grouped and _is_faster_unfused(query, key, dropout_p, plain=plain):
+        return _attend_unfused(query, key, value, mask, bias, dropout_p)
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
@@ -441,14 +441,30 @@ def _choose_kernels(query: Tensor, key: Tensor, mask: Tensor | None) -> Abstract
     return sdpa_kernel(GPU_KERNELS)
 
 
-def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Attend by two products, to few texts or heads at a time, which keeps their scores close to the processor."""
+def _attend_unfused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Attend by two products. What a query that may attend nowhere gets from all keys is set to 0 at the end."""
+    if mask is None:
+        return _attend_by_parts(query, key, value, bias, dropout_p)
+    nowhere = ~mask.any(dim=-1, keepdim=True)
+    bias = query.new_zeros(()) if bias is None else bias.to(query.dtype)
+    bias = bias.expand(torch.broadcast_shapes(bias.shape, mask.shape)).masked_fill(~(mask | nowhere), -math.inf)
+    return _attend_by_parts(query, key, value, bias, dropout_p).masked_fill(nowhere, 0.0)
+
+
+def _attend_by_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
+    """Attend to few texts or heads at a time, which keeps their scores close to the processor."""
     texts, heads, length, _ = query.shape
+    if bias is not None:
+        bias = torch.atleast_2d(bias)
+        bias = bias.expand(texts, heads, *bias.shape[-2:])
     if texts * heads > 1 and texts * heads * length * key.size(-2) > MOST_SCORES:
         dim = 0 if texts > 1 else 1
-        halves = zip(*(x.chunk(2, dim) for x in (query, key, value)), strict=True)
-        return torch.cat([_attend_unfused(q, k, v, dropout_p) for q, k, v in halves], dim)
-    weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
+        parts = [(None, None) if x is None else x.chunk(2, dim) for x in (query, key, value, bias)]
+        return torch.cat([_attend_by_parts(*part, dropout_p) for part in zip(*parts, strict=True)], dim)
+    scores = query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)
+    weights = (scores if bias is None else scores + bias).softmax(dim=-1)
     return drop(weights, dropout_p) @ value
 
 
@@ -476,15 +492,15 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
     return None if x is None else torch.atleast_2d(x)[..., :length, :length]
 
 
-def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
+def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float, *, plain: bool) -> bool:
     """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
 
     In bf16 they round scores, as the explicit path does; the kernel keeps them in float32. Beyond 2,048 keys the scores
-    that the backward pass needs would take more memory than the speed is worth.
+    that the backward pass needs would take more memory than the speed is worth; with a mask or a bias the kernel stays.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    short = query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
+    short = plain and query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
     return short or (dropout_p > 0 and draws_quickly(query))
 
 
