@@ -118,7 +118,7 @@ def encode_tokens(
     """Run an encoder on the tokens of a padded batch, which attend to each other alone.
 
     Nothing is computed for much padding that follows the tokens of its sequence, and zeros come out there. Little
-    padding stays in (less than `FEWEST_A_TEXT`, on a GPU `FEWEST_ON_GPU`): sequences attend one by one, and a GPU has
+    padding stays in (less than ``FEWEST_A_TEXT``, on a GPU ``FEWEST_ON_GPU``): sequences attend one by one, and a GPU has
     to be waited for to know the lengths. A batch stays padded, too, where a token follows padding (packed, those around
     it would come closer), while ``torch.compile`` traces, under `keep_padding`, and on a GPU where there is a mask or
     an option, which the kernel for packed sequences does not take.
