@@ -419,9 +419,9 @@ def _fast_attention(
 ) -> Tensor:
     if mask is not None or bias is not None:
         _check_mask_and_bias(query, key, mask, bias)
-    grouped = key.size(1) != query.size(1)
-    if mask is None and bias is None and not grouped and _is_faster_unfused(query, key, dropout_p):
-        return _attend_unfused(query, key, value, dropout_p)
+    grouped, plain = key.size(1) != query.size(1), mask is None and bias is None
+    if not grouped and _is_faster_unfused(query, key, dropout_p, plain=plain):
+        return _attend_unfused(query, key, value, mask, bias, dropout_p)
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
@@ -445,14 +445,34 @@ def _choose_kernels(query: Tensor, key: Tensor, mask: Tensor | None) -> Abstract
     return sdpa_kernel(GPU_KERNELS)
 
 
-def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """Attend by two products, to few texts or heads at a time, which keeps their scores close to the processor."""
+def _attend_unfused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
+) -> Tensor:
+    """Attend by two products. A query that may attend nowhere attends to all keys, and gets 0 at the end."""
+    if mask is not None:
+        added = query.new_zeros(()) if bias is None else bias
+        bias = added.expand(torch.broadcast_shapes(added.shape, mask.shape)).masked_fill(~mask, -math.inf)
+    if bias is None:
+        return _attend_by_parts(query, key, value, None, dropout_p)
+    nowhere = (bias == -math.inf).all(dim=-1, keepdim=True)
+    bias = bias.masked_fill(nowhere, 0.0).to(query.dtype)
+    return _attend_by_parts(query, key, value, bias, dropout_p).masked_fill(nowhere, 0.0)
+
+
+def _attend_by_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
+    """Attend to few texts or heads at a time, which keeps their scores close to the processor."""
     texts, heads, length, _ = query.shape
+    if bias is not None:
+        rows = bias.size(-2) if bias.dim() > 1 else 1
+        bias = bias.expand(texts, heads, rows, key.size(-2))
     if texts * heads > 1 and texts * heads * length * key.size(-2) > MOST_SCORES:
         dim = 0 if texts > 1 else 1
-        halves = zip(*(x.chunk(2, dim) for x in (query, key, value)), strict=True)
-        return torch.cat([_attend_unfused(q, k, v, dropout_p) for q, k, v in halves], dim)
-    weights = (query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)).softmax(dim=-1)
+        halves = zip(query.chunk(2, dim), key.chunk(2, dim), value.chunk(2, dim), strict=True)
+        biases = (None, None) if bias is None else bias.chunk(2, dim)
+        parts = [_attend_by_parts(*half, b, dropout_p) for half, b in zip(halves, biases, strict=True)]
+        return torch.cat(parts, dim)
+    scores = query / math.sqrt(query.size(-1)) @ key.transpose(-2, -1)
+    weights = (scores if bias is None else scores + bias).softmax(dim=-1)
     return drop(weights, dropout_p) @ value
 
 
@@ -480,15 +500,16 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
     return None if x is None else torch.atleast_2d(x)[..., :length, :length]
 
 
-def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float) -> bool:
+def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float, *, plain: bool) -> bool:
     """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
 
-    In bf16 they round scores, as the explicit path does; the kernel keeps them in float32. Beyond 2,048 keys the scores
-    that the backward pass needs would take more memory than the speed is worth.
+    Without dropout that is bf16, neither masked nor biased, up to 2,048 keys: beyond, the scores that the backward pass
+    needs would take more memory than the speed is worth. The products round scores, as the explicit path does; the
+    kernel keeps them in float32.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    short = query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
+    short = plain and query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
     return short or (dropout_p > 0 and draws_quickly(query))
 
 

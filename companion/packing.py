@@ -10,8 +10,11 @@ from torch import Tensor
 
 from companion.checks import check_device, check_mask
 
+FEWEST_A_TEXT = 2**10
+"""Elements of padding (positions times width) a text, from which on a CPU was quicker without: texts attend in turn."""
+
 FEWEST_ON_GPU = {torch.float32: 3 * 2**18, torch.bfloat16: 2**22, torch.float16: 2**22}
-"""Elements of padding (positions times width), by dtype, from which on an H100 it was quicker to leave them out."""
+"""Those of a whole batch, by dtype, from which on an H100 was quicker without."""
 
 _padding_is_kept = ContextVar("padding_is_kept", default=False)
 
@@ -25,13 +28,13 @@ def keep_padding() -> Iterator[None]:
 
     Example:
         >>> model = TextClassifier(ClassifierConfig(vocab_size=9)).eval()
-        >>> ids, seen = torch.tensor([[5, 6, 7], [8, 0, 0]]), []
+        >>> ids, seen = pad_batch([[5] * 99, [8]]), []
         >>> _ = model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2]))
         >>> packed = model(ids)
         >>> with keep_padding():
         ...     padded = model(ids)
         >>> [tuple(shape) for shape in seen], torch.allclose(packed, padded, atol=1e-6)
-        ([(1, 4), (2, 3)], True)
+        ([(1, 100), (2, 99)], True)
     """
     token = _padding_is_kept.set(True)
     try:
@@ -115,10 +118,10 @@ def encode_tokens(
     """Run an encoder on the tokens of a padded batch, which attend to each other alone.
 
     Nothing is computed for padding that follows the tokens of its sequence, and zeros come out there. The batch stays
-    padded where a token follows padding (packed, those around it would come closer), while ``torch.compile`` traces,
-    and under `keep_padding`. On a GPU it does so too where there is little padding (less than ``FEWEST_ON_GPU``), since
-    the lengths have to be waited for, and where there is a mask or an option, which the kernel for packed sequences
-    does not take.
+    padded where there is little padding (less than ``FEWEST_A_TEXT`` times its sequences, on a GPU ``FEWEST_ON_GPU``),
+    since sequences attend one by one and a GPU has to be waited for to know their lengths; where a token follows
+    padding (packed, those around it would come closer); while ``torch.compile`` traces; under `keep_padding`; and on a
+    GPU where there is a mask or an option, which the kernel for packed sequences does not take.
 
     Args:
         encoder: An `Encoder`, or what is called like one.
@@ -137,7 +140,8 @@ def encode_tokens(
 
     Example:
         >>> encoder = Encoder(num_layers=1, d_model=16, num_heads=2, d_ff=32)
-        >>> x, tokens = torch.randn(2, 3, 16), torch.tensor([[True, True, True], [True, False, False]])
+        >>> x, tokens = torch.randn(2, 200, 16), torch.ones(2, 200, dtype=torch.bool)
+        >>> tokens[1, 1:] = False
         >>> y = encode_tokens(encoder, x, tokens)
         >>> torch.allclose(y[1, :1], encoder(x[1:, :1])[0], atol=1e-6), y[1, 1:].any()
         (True, tensor(False))
@@ -147,7 +151,7 @@ def encode_tokens(
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}; expected {tuple(x.shape[:2])}, that of x")
     check_device("tokens", tokens, x, "x")
     fewest = _fewest_to_leave_out(x, plain=mask is None and all(option is None for option in options.values()))
-    if fewest is not None and x.numel() >= fewest:
+    if fewest is not None:
         if tokens.all():
             return encoder(x, mask, **options)
         padding = (tokens.numel() - int(tokens.sum())) * x.size(-1)
@@ -163,12 +167,13 @@ def _fewest_to_leave_out(x: Tensor, *, plain: bool) -> int | None:
     if torch.compiler.is_compiling() or _padding_is_kept.get():
         return None
     if x.device.type == "cpu":
-        return 0
+        return FEWEST_A_TEXT * len(x)
     on_nvidia = x.is_cuda and torch.version.hip is None
     if not plain or not on_nvidia or torch.cuda.is_current_stream_capturing():
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    return FEWEST_ON_GPU.get(dtype)
+    fewest = FEWEST_ON_GPU.get(dtype)
+    return fewest if fewest is not None and x.numel() >= fewest else None
 
 
 def _check_shape(x: Tensor, batch: int, length: int) -> None:

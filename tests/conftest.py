@@ -23,6 +23,12 @@ def unhooked(request, monkeypatch):
 
 
 @pytest.fixture
+def always_packed(monkeypatch):
+    """Leave out padding however little it is, as in batches that are larger than those of tests."""
+    monkeypatch.setattr("companion.packing.FEWEST_A_TEXT", 0)
+
+
+@pytest.fixture
 def fresh_compiler():
     """Forget what torch.compile has seen: it gives up on code that it meets with too many kinds of module."""
     torch.compiler.reset()

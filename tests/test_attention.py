@@ -894,7 +894,7 @@ def test_texts_and_heads_taken_some_at_a_time_give_what_they_give_together(monke
     """Halves of 5 and of 3 are unequal; with 1 score at a time each text and each head stands alone."""
     monkeypatch.setattr(attention_module, "MOST_SCORES", most)
     inputs = [randn(texts, heads, length, 4).requires_grad_() for length in (7, 9, 9)]
-    output = attention_module._attend_unfused(*inputs, 0.0)
+    output = attention_module._attend_unfused(*inputs, None, None, 0.0)
     expected = F.scaled_dot_product_attention(*inputs)
     close(output, expected)
     for actual, right in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
@@ -902,6 +902,44 @@ def test_texts_and_heads_taken_some_at_a_time_give_what_they_give_together(monke
     assert sum(formed) == texts * heads * 7 * 9
     assert max(formed) <= max(most, 7 * 9)
     assert (len(formed) == 1) is (sum(formed) <= max(most, 7 * 9))
+
+
+HIDDEN = {
+    "none": None,
+    "causal": torch.ones(7, 9).tril(diagonal=2).bool(),
+    "of keys": torch.arange(9) < torch.tensor([9, 4, 1])[:, None, None, None],
+    "of each score": torch.rand(3, 2, 7, 9, generator=torch.Generator().manual_seed(0)) > 0.8,
+    "nothing is seen": torch.zeros(9).bool(),
+    "one for all": torch.tensor(True),
+}
+
+
+@pytest.mark.parametrize("most", [1, 10**9])
+@pytest.mark.parametrize("mask", HIDDEN)
+@pytest.mark.parametrize("biased", [(), (7, 9), (2, 7, 9), (3, 1, 7, 9)], ids=str)
+def test_two_products_attend_under_a_mask_and_a_bias_as_the_explicit_path_does(monkeypatch, most, mask, biased):
+    """Of the masks, that of each score leaves some queries without a key; a bias shuts one out by itself."""
+    monkeypatch.setattr(attention_module, "MOST_SCORES", most)
+    inputs = [randn(3, 2, length, 4).requires_grad_() for length in (7, 9, 9)]
+    bias = randn(*biased).index_fill(-2, torch.tensor(3), -math.inf).requires_grad_() if biased else None
+    output = attention_module._attend_unfused(*inputs, HIDDEN[mask], bias, 0.0)
+    expected = scaled_dot_product_attention(*inputs, HIDDEN[mask], bias=bias).output
+    close(output, expected)
+    leaves = inputs if bias is None else [*inputs, bias]
+    for actual, right in zip(gradients(output, leaves), gradients(expected, leaves), strict=True):
+        close(actual, right)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["mask", "bias"])
+def test_a_mask_or_a_bias_leaves_the_kernel_where_weights_are_dropped(monkeypatch, p, training, kind):
+    called, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **y: called.append(1) or kernel(*x, **y))
+    attention = MultiHeadAttention(8, 2, dropout=p).train(training)
+    given = {"mask": causal_mask(5)} if kind == "mask" else {"bias": torch.randn(5, 5)}
+    attention(torch.randn(2, 5, 8), **given)
+    assert bool(called) is (p == 0 or not training)
 
 
 def test_so_many_scores_are_formed_at_a_time_as_two_heads_of_1024_positions_have(formed):
@@ -914,7 +952,7 @@ def test_dropout_acts_on_heads_that_are_taken_one_at_a_time(monkeypatch):
     monkeypatch.setattr(attention_module, "MOST_SCORES", 1)
     n, heads, p = 64, 8, 0.25
     query = key = torch.zeros(1, heads, n, 4)
-    weights = attention_module._attend_unfused(query, key, torch.eye(n).expand(1, heads, n, n), p)
+    weights = attention_module._attend_unfused(query, key, torch.eye(n).expand(1, heads, n, n), None, None, p)
     dropped = weights == 0
     torch.testing.assert_close(weights[~dropped], torch.full_like(weights[~dropped], 1 / (n * (1 - p))))
     assert dropped.double().mean().item() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / weights.numel()))

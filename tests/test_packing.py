@@ -30,7 +30,7 @@ from companion.models import Seq2SeqTransformer, SpanExtractor, TextClassifier, 
 from companion.packing import Packing, encode_tokens, keep_padding
 from companion.positions import RotaryEmbedding, alibi_bias
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "always_packed")
 
 HEADS, D_MODEL, LENGTH = 2, 8, 6
 POSITIONS = ["sinusoidal", "learned", "rotary", "alibi", "none"]
@@ -358,6 +358,15 @@ def test_an_encoder_of_tokens_gives_them_what_it_gives_in_the_padded_batch(where
     found, expected = (gradients(output[tokens], inputs) for output in (found, expected))
     close(found, expected)
     assert not found[0][~tokens].any()
+
+
+@pytest.mark.parametrize(("a_text", "rows"), [(21, 10), (22, 18)])
+def test_on_a_cpu_the_padding_a_text_decides_what_is_left_out(monkeypatch, a_text, rows):
+    """Of 3 texts in 18 places 8 are padding: 64 elements, 21.3 a text."""
+    monkeypatch.setattr("companion.packing.FEWEST_A_TEXT", a_text)
+    encoder, tokens = make_encoder(), tokens_of("behind the tokens")
+    call = partial(encode_tokens, encoder, randn(*tokens.shape, D_MODEL), tokens)
+    assert rows_fed_forward(encoder, call) == [rows] * 2
 
 
 @pytest.mark.parametrize(("fewest", "rows"), [(0, 10), (8 * D_MODEL, 10), (8 * D_MODEL + 1, 18), (None, 18)])
