@@ -463,8 +463,7 @@ def _attend_by_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
     """Attend to few texts or heads at a time, which keeps their scores close to the processor."""
     texts, heads, length, _ = query.shape
     if bias is not None:
-        rows = bias.size(-2) if bias.dim() > 1 else 1
-        bias = bias.expand(texts, heads, rows, key.size(-2))
+        bias = bias.expand(texts, heads, length, key.size(-2))
     if texts * heads > 1 and texts * heads * length * key.size(-2) > MOST_SCORES:
         dim = 0 if texts > 1 else 1
         halves = zip(query.chunk(2, dim), key.chunk(2, dim), value.chunk(2, dim), strict=True)
