@@ -37,7 +37,7 @@ GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBa
 FEWEST_FOR_CUDNN = 1_024
 """Positions from which on cuDNN's kernel is taken all the same, without a mask: it is the fastest of long sequences."""
 
-MOST_SCORES = 2**21
+MOST_BYTES_OF_SCORES = 2**22
 """So many, or those of one head of one text, are formed at a time where attention is not fused on a CPU."""
 
 
@@ -464,7 +464,8 @@ def _attend_by_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
     texts, heads, length, _ = query.shape
     if bias is not None:
         bias = bias.expand(texts, heads, length, key.size(-2))
-    if texts * heads > 1 and texts * heads * length * key.size(-2) > MOST_SCORES:
+    size = texts * heads * length * key.size(-2) * query.element_size()
+    if texts * heads > 1 and size > MOST_BYTES_OF_SCORES:
         dim = 0 if texts > 1 else 1
         halves = zip(query.chunk(2, dim), key.chunk(2, dim), value.chunk(2, dim), strict=True)
         biases = (None, None) if bias is None else bias.chunk(2, dim)

@@ -892,7 +892,7 @@ def formed(monkeypatch):
 @pytest.mark.parametrize("most", [1, 3 * 7 * 9, 10**9])
 def test_texts_and_heads_taken_some_at_a_time_give_what_they_give_together(monkeypatch, formed, texts, heads, most):
     """Halves of 5 and of 3 are unequal; with 1 score at a time each text and each head stands alone."""
-    monkeypatch.setattr(attention_module, "MOST_SCORES", most)
+    monkeypatch.setattr(attention_module, "MOST_BYTES_OF_SCORES", 8 * most)
     inputs = [randn(texts, heads, length, 4).requires_grad_() for length in (7, 9, 9)]
     output = attention_module._attend_unfused(*inputs, None, None, 0.0)
     expected = F.scaled_dot_product_attention(*inputs)
@@ -919,7 +919,7 @@ HIDDEN = {
 @pytest.mark.parametrize("biased", [(), (7, 9), (2, 7, 9), (3, 1, 7, 9)], ids=str)
 def test_two_products_attend_under_a_mask_and_a_bias_as_the_explicit_path_does(monkeypatch, most, mask, biased):
     """Of the masks, that of each score leaves some queries without a key; a bias shuts one out by itself."""
-    monkeypatch.setattr(attention_module, "MOST_SCORES", most)
+    monkeypatch.setattr(attention_module, "MOST_BYTES_OF_SCORES", 8 * most)
     inputs = [randn(3, 2, length, 4).requires_grad_() for length in (7, 9, 9)]
     bias = randn(*biased).index_fill(-2, torch.tensor(3), -math.inf).requires_grad_() if biased else None
     output = attention_module._attend_unfused(*inputs, HIDDEN[mask], bias, 0.0)
@@ -942,14 +942,16 @@ def test_a_mask_or_a_bias_leaves_the_kernel_where_weights_are_dropped(monkeypatc
     assert bool(called) is (p == 0 or not training)
 
 
-def test_so_many_scores_are_formed_at_a_time_as_two_heads_of_1024_positions_have(formed):
-    attention, x = MultiHeadAttention(6, 3).bfloat16(), torch.randn(1, 1_024, 6).bfloat16()
+@pytest.mark.parametrize(("dtype", "length"), [(torch.bfloat16, 1_024), (torch.float32, 724)])
+def test_so_many_scores_are_formed_at_a_time_as_two_heads_of_1024_positions_have_in_bf16(formed, dtype, length):
+    """724 is the most at which two heads have no more bytes in float32."""
+    attention, x = MultiHeadAttention(6, 3, dropout=0.5).to(dtype), torch.randn(1, length, 6).to(dtype)
     attention(x)
-    assert formed == [2 * 1_024**2, 1_024**2]
+    assert formed == [2 * length**2, length**2]
 
 
 def test_dropout_acts_on_heads_that_are_taken_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(attention_module, "MOST_SCORES", 1)
+    monkeypatch.setattr(attention_module, "MOST_BYTES_OF_SCORES", 4)
     n, heads, p = 64, 8, 0.25
     query = key = torch.zeros(1, heads, n, 4)
     weights = attention_module._attend_unfused(query, key, torch.eye(n).expand(1, heads, n, n), None, None, p)
