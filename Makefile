@@ -55,7 +55,7 @@ test: lint  ## Check everything: lint, unit tests, stored outputs of the chapter
 	$(BIN)/python -X warn_default_encoding -m pytest --nbval --nbval-current-env tests book
 
 bench: export TQDM_DISABLE := 1
-bench: .venv/installed-bench,book,test  ## Time the package beside its peers, and draw the page on it; takes an hour of a quiet machine
+bench: .venv/installed-bench,book,test  ## Time the package beside its peers, and draw the page on it; takes two hours of a quiet machine
 	$(BIN)/python -m benchmarks
 	$(BIN)/python book/_tools/execute.py book/performance.ipynb
 

@@ -21,7 +21,7 @@ CASES: list[tuple[int, float, Callable[[int], Batches], str, int, float | None]]
     (2, 0.0, in_buckets, "in buckets of length", 4, 1.5),
     (2, 0.1, in_buckets, "in buckets of length", 2, 1.3),
 ]
-"""Layers, attention dropout, the batches, their number and the aim of a training step."""
+"""Layers, attention dropout, the batches and how they are drawn, their number, the aim of a training step."""
 
 
 def comparisons() -> Iterator[Comparison]:

@@ -1,4 +1,4 @@
-"""Where a training step's time goes: PyTorch's profiler, its operations in a dozen groups."""
+"""Where a training step's time goes: PyTorch's profiler, its operations in ten groups."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -38,7 +38,7 @@ FEWEST_FOR_CUDNN = 1_024
 """Positions from which on cuDNN's kernel is taken all the same, without a mask: it is the fastest of long sequences."""
 
 MOST_BYTES_OF_SCORES = 2**22
-"""So many, or those of one head of one text, are formed at a time where attention is not fused on a CPU."""
+"""Where attention is not fused on a CPU, scores formed at a time take so many at most, or are those of one head."""
 
 
 class AttentionOutput(NamedTuple):
@@ -46,7 +46,7 @@ class AttentionOutput(NamedTuple):
 
     Attributes:
         output: The mixed values, ``(..., query, d)``.
-        weights: The attention weights, ``(..., query, key)``; ``None`` on the fused path, which never forms them.
+        weights: The attention weights, ``(..., query, key)``; ``None`` where they are not asked for.
 
     Example:
         >>> query = key = value = torch.eye(2)[None]
@@ -136,7 +136,8 @@ def scaled_dot_product_attention(
     r"""Attend explicitly, weights and all: ``softmax(query @ key.T / sqrt(d_k) + bias) @ value``.
 
     Equation (1) of Vaswani et al., 2017. The score matrix is formed, so memory grows with ``query * key``;
-    `MultiHeadAttention` takes PyTorch's fused kernel instead where the weights are not asked for.
+    where the weights are not asked for `MultiHeadAttention` takes PyTorch's fused kernel instead or, in some training
+    on a CPU, two products.
 
     Args:
         query: ``(..., query, d_k)``.
@@ -477,7 +478,7 @@ def _attend_by_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
 
 
 def _takes_packed(query: Tensor) -> bool:
-    """Tell whether NVIDIA's kernel of `_attend_at_once` takes queries of this dtype and width."""
+    """Tell whether the kernel of `_attend_at_once`, which is for NVIDIA's GPUs, takes this device, dtype and width."""
     on_nvidia = query.is_cuda and torch.version.hip is None
     return on_nvidia and query.dtype != torch.float64 and query.size(-1) % 8 == 0
 
@@ -485,7 +486,7 @@ def _takes_packed(query: Tensor) -> bool:
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], dropout_p: float) -> Tensor:
     """Let packed sequences attend, each within itself, by one call.
 
-    The kernel is that of PyTorch's nested tensors, which on an H100 spend ten times as long on the way to it; the
+    The kernel is that of PyTorch's nested tensors, which spend far longer on the way to it; the
     public ``varlen_attn`` takes neither float32 nor dropout.
     """
     starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(query.device, non_blocking=True)
@@ -501,11 +502,11 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
 
 
 def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float, *, plain: bool) -> bool:
-    """Tell whether a CPU is to train where two products beat the fused kernel, which dropout keeps from its work.
+    """Tell whether a CPU is to train by two products, because they beat PyTorch's function there.
 
-    Without dropout that is bf16, neither masked nor biased, up to 2,048 keys: beyond, the scores that the backward pass
-    needs would take more memory than the speed is worth. The products round scores, as the explicit path does; the
-    kernel keeps them in float32.
+    With dropout, for which that function leaves its fused kernel, they always do. Without, they do in bf16 where it is
+    neither masked nor biased, up to 2,048 keys: beyond, the weights that the backward pass needs would take more memory
+    than the speed is worth. In bf16 they round scores, as the explicit path does; the kernel keeps them in float32.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
@@ -514,7 +515,10 @@ def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float, *, plain: b
 
 
 def _is_faster_in_float32(query: Tensor, key: Tensor) -> bool:
-    """Tell whether a CPU is to train in bf16 on short sequences, where the fused kernel's backward pass is slow."""
+    """Tell whether a CPU is to train in bf16 on short sequences, where the kernel's backward pass is slow.
+
+    What is neither masked, biased nor grouped has gone by two products before.
+    """
     on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return on_cpu and torch.is_grad_enabled() and key.size(-2) <= 256
 

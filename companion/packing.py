@@ -11,10 +11,10 @@ from torch import Tensor
 from companion.checks import check_device, check_mask
 
 FEWEST_A_TEXT = 2**10
-"""Elements of padding (positions times width) a text, from which on a CPU was quicker without: texts attend in turn."""
+"""On a CPU less padding a text, in elements (positions times width), costs less than the calls for each text."""
 
 FEWEST_ON_GPU = {torch.float32: 3 * 2**18, torch.bfloat16: 2**22, torch.float16: 2**22}
-"""Those of a whole batch, by dtype, from which on an H100 was quicker without."""
+"""On an H100 less padding in the whole batch, by dtype, costs less than waiting for the lengths."""
 
 _padding_is_kept = ContextVar("padding_is_kept", default=False)
 
@@ -117,11 +117,12 @@ def encode_tokens(
 ) -> Float[Tensor, "batch length d_model"]:
     """Run an encoder on the tokens of a padded batch, which attend to each other alone.
 
-    Nothing is computed for padding that follows the tokens of its sequence, and zeros come out there. The batch stays
-    padded where there is little padding (less than ``FEWEST_A_TEXT`` times its sequences, on a GPU ``FEWEST_ON_GPU``),
-    since sequences attend one by one and a GPU has to be waited for to know their lengths; where a token follows
-    padding (packed, those around it would come closer); while ``torch.compile`` traces; under `keep_padding`; and on a
-    GPU where there is a mask or an option, which the kernel for packed sequences does not take.
+    Padding that follows the tokens of its sequence is left out, and zeros come out there. The batch stays padded, and
+    what comes out at padding is the encoder's, where there is little padding (less than ``FEWEST_A_TEXT`` times its
+    sequences, on a GPU ``FEWEST_ON_GPU``); where a token follows padding (packed, those around it would come closer);
+    while ``torch.compile`` traces or a CUDA graph is captured; under `keep_padding`; and on a GPU that is not NVIDIA's,
+    in a dtype beside ``FEWEST_ON_GPU``, or with a mask or an option, which the kernel for packed sequences does not
+    take.
 
     Args:
         encoder: An `Encoder`, or what is called like one.
