@@ -420,14 +420,14 @@ def _fast_attention(
 ) -> Tensor:
     if mask is not None or bias is not None:
         _check_mask_and_bias(query, key, mask, bias)
-    grouped, plain = key.size(1) != query.size(1), mask is None and bias is None
-    if not grouped and _is_faster_unfused(query, key, dropout_p, plain=plain):
-        return _attend_unfused(query, key, value, mask, bias, dropout_p)
     if bias is not None:
         bias = bias.to(query.dtype)
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
     if mask is not None:
         mask = torch.atleast_2d(mask)  # the kernel takes no fewer dimensions
+    grouped = key.size(1) != query.size(1)
+    if not grouped and _is_faster_unfused(query, key, mask, dropout_p):
+        return _attend_unfused(query, key, value, mask, dropout_p)
     if _is_faster_in_float32(query, key):
         with torch.autocast("cpu", enabled=False):
             q, k, v = query.float(), key.float(), value.float()
@@ -446,18 +446,16 @@ def _choose_kernels(query: Tensor, key: Tensor, mask: Tensor | None) -> Abstract
     return sdpa_kernel(GPU_KERNELS)
 
 
-def _attend_unfused(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, dropout_p: float
-) -> Tensor:
-    """Attend by two products. A query that may attend nowhere attends to all keys, and gets 0 at the end."""
-    if mask is not None:
-        added = query.new_zeros(()) if bias is None else bias
-        bias = added.expand(torch.broadcast_shapes(added.shape, mask.shape)).masked_fill(~mask, -math.inf)
-    if bias is None:
+def _attend_unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """Attend by two products; the mask is of the kernel's kinds, bool or what is added to the scores.
+
+    A query that may attend nowhere attends to all keys, and gets 0 at the end.
+    """
+    if mask is None:
         return _attend_by_parts(query, key, value, None, dropout_p)
+    bias = query.new_zeros(()).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
     nowhere = (bias == -math.inf).all(dim=-1, keepdim=True)
-    bias = bias.masked_fill(nowhere, 0.0).to(query.dtype)
-    return _attend_by_parts(query, key, value, bias, dropout_p).masked_fill(nowhere, 0.0)
+    return _attend_by_parts(query, key, value, bias.masked_fill(nowhere, 0.0), dropout_p).masked_fill(nowhere, 0.0)
 
 
 def _attend_by_parts(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
@@ -486,8 +484,8 @@ def _takes_packed(query: Tensor) -> bool:
 def _attend_at_once(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], dropout_p: float) -> Tensor:
     """Let packed sequences attend, each within itself, by one call.
 
-    The kernel is that of PyTorch's nested tensors, which spend far longer on the way to it; the
-    public ``varlen_attn`` takes neither float32 nor dropout.
+    The kernel is that of PyTorch's nested tensors, which spend far longer on the way to it; the public ``varlen_attn``
+    takes neither float32 nor dropout.
     """
     starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(query.device, non_blocking=True)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
@@ -501,7 +499,7 @@ def _corner(x: Tensor | None, length: int) -> Tensor | None:
     return None if x is None else torch.atleast_2d(x)[..., :length, :length]
 
 
-def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float, *, plain: bool) -> bool:
+def _is_faster_unfused(query: Tensor, key: Tensor, mask: Tensor | None, dropout_p: float) -> bool:
     """Tell whether a CPU is to train by two products, because they beat PyTorch's function there.
 
     With dropout, for which that function leaves its fused kernel, they always do. Without, they do in bf16 where it is
@@ -510,7 +508,7 @@ def _is_faster_unfused(query: Tensor, key: Tensor, dropout_p: float, *, plain: b
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    short = plain and query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
+    short = mask is None and query.dtype == torch.bfloat16 and key.size(-2) <= 2_048
     return short or (dropout_p > 0 and draws_quickly(query))
 
 

@@ -153,9 +153,9 @@ def encode_tokens(
     check_device("tokens", tokens, x, "x")
     fewest = _fewest_to_leave_out(x, plain=mask is None and all(option is None for option in options.values()))
     if fewest is not None:
-        if tokens.all():
-            return encoder(x, mask, **options)
         padding = (tokens.numel() - int(tokens.sum())) * x.size(-1)
+        if not padding:
+            return encoder(x, mask, **options)
         if fewest <= padding < x.numel() and (tokens[:, :-1] >= tokens[:, 1:]).all():
             packing = Packing(tokens)
             return packing.unpack(encoder(packing.pack(x), mask, **options, lengths=packing.lengths))

@@ -894,7 +894,7 @@ def test_texts_and_heads_taken_some_at_a_time_give_what_they_give_together(monke
     """Halves of 5 and of 3 are unequal; with 1 score at a time each text and each head stands alone."""
     monkeypatch.setattr(attention_module, "MOST_BYTES_OF_SCORES", 8 * most)
     inputs = [randn(texts, heads, length, 4).requires_grad_() for length in (7, 9, 9)]
-    output = attention_module._attend_unfused(*inputs, None, None, 0.0)
+    output = attention_module._attend_unfused(*inputs, None, 0.0)
     expected = F.scaled_dot_product_attention(*inputs)
     close(output, expected)
     for actual, right in zip(gradients(output, inputs), gradients(expected, inputs), strict=True):
@@ -919,10 +919,11 @@ HIDDEN = {
 @pytest.mark.parametrize("biased", [(), (7, 9), (2, 7, 9), (3, 1, 7, 9)], ids=str)
 def test_two_products_attend_under_a_mask_and_a_bias_as_the_explicit_path_does(monkeypatch, most, mask, biased):
     """Of the masks, that of each score leaves some queries without a key; a bias shuts one out by itself."""
+    monkeypatch.setattr(attention_module, "_is_faster_unfused", lambda *_: True)
     monkeypatch.setattr(attention_module, "MOST_BYTES_OF_SCORES", 8 * most)
     inputs = [randn(3, 2, length, 4).requires_grad_() for length in (7, 9, 9)]
     bias = randn(*biased).index_fill(-2, torch.tensor(3), -math.inf).requires_grad_() if biased else None
-    output = attention_module._attend_unfused(*inputs, HIDDEN[mask], bias, 0.0)
+    output = attention_module._fast_attention(*inputs, HIDDEN[mask], bias, 0.0)
     expected = scaled_dot_product_attention(*inputs, HIDDEN[mask], bias=bias).output
     close(output, expected)
     leaves = inputs if bias is None else [*inputs, bias]
@@ -954,7 +955,7 @@ def test_dropout_acts_on_heads_that_are_taken_one_at_a_time(monkeypatch):
     monkeypatch.setattr(attention_module, "MOST_BYTES_OF_SCORES", 4)
     n, heads, p = 64, 8, 0.25
     query = key = torch.zeros(1, heads, n, 4)
-    weights = attention_module._attend_unfused(query, key, torch.eye(n).expand(1, heads, n, n), None, None, p)
+    weights = attention_module._attend_unfused(query, key, torch.eye(n).expand(1, heads, n, n), None, p)
     dropped = weights == 0
     torch.testing.assert_close(weights[~dropped], torch.full_like(weights[~dropped], 1 / (n * (1 - p))))
     assert dropped.double().mean().item() == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / weights.numel()))
